@@ -1,0 +1,176 @@
+"""A model whose parameters, gradients and buffers are views of a few flat vectors.
+
+An optimizer step, a mask, a weighted sum and a send are then each a few vector operations, whatever the number of
+tensors. The order in which the numbers are stored is the order everywhere: in masks, indices, messages and files.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from fedmpi.errors import ConfigError
+from fedmpi.wire.message import Schema
+
+CONV_NDIM = 4
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor of the model lies.
+
+    Parameters
+    ----------
+    name : str
+    role : {"param", "buffer", "int_buffer"}
+    shape : tuple of int
+        As the module sees it.
+    stored_shape : tuple of int
+        As it lies in memory: convolution weights as (out, height, width, in), all else as `shape`.
+    offset : int
+        Of its first number, in the state vector or, for an int_buffer, in the vector of integers.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return int(torch.Size(self.shape).numel())
+
+    def view(self, vector: Tensor) -> Tensor:
+        """Return this tensor as a view of `vector`, in the module's shape."""
+        stored = vector[self.offset : self.offset + self.numel].view(self.stored_shape)
+        return stored.permute(0, 3, 1, 2) if len(self.shape) == CONV_NDIM else stored
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of a model's numbers: parameters, then floating buffers; integer buffers in a vector of their own.
+
+    Parameters
+    ----------
+    entries : tuple of Entry
+    num_params : int
+        Trainable numbers, P.
+    num_state : int
+        Parameters and floating buffers, S.
+    num_int_buffers : int
+        I.
+    """
+
+    entries: tuple[Entry, ...]
+    num_params: int
+    num_state: int
+    num_int_buffers: int
+
+    @property
+    def layout_id(self) -> int:
+        """CRC-32 of names, roles, shapes, storage and offsets: equal on ranks that mean the same by a vector."""
+        return zlib.crc32(repr(self.entries).encode())
+
+    def schema(self) -> Schema:
+        """Return the sizes that messages' fields may name: params, state and int_buffers."""
+        sizes = {"params": self.num_params, "state": self.num_state, "int_buffers": self.num_int_buffers}
+        return Schema(sizes, self.layout_id)
+
+
+def layout_of(module: nn.Module) -> Layout:
+    """Return the layout of a module.
+
+    Raises
+    ------
+    ConfigError
+        For parameters that are not float32.
+    """
+    entries: list[Entry] = []
+
+    def add(name: str, role: str, tensor: Tensor, offset: int) -> int:
+        shape = tuple(tensor.shape)
+        stored = (shape[0], shape[2], shape[3], shape[1]) if len(shape) == CONV_NDIM else shape
+        entries.append(Entry(name, role, shape, stored, offset))
+        return offset + tensor.numel()
+
+    num_params = num_ints = 0
+    for name, param in module.named_parameters():
+        if param.dtype != torch.float32:
+            raise ConfigError(f"parameter {name} must be float32, got {param.dtype}")
+        num_params = add(name, "param", param, num_params)
+    num_state = num_params
+    persistent = module.state_dict().keys()
+    for name, buffer in module.named_buffers():
+        if name not in persistent:
+            continue
+        if buffer.is_floating_point():
+            num_state = add(name, "buffer", buffer, num_state)
+        else:
+            num_ints = add(name, "int_buffer", buffer, num_ints)
+    return Layout(tuple(entries), num_params, num_state, num_ints)
+
+
+class FlatModel:
+    """A module rebuilt on flat vectors.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Its tensors are copied into the vectors, and replaced by views of them.
+    device : torch.device
+
+    Attributes
+    ----------
+    state_S : Tensor, shape (num_state,), float32
+        Parameters, then floating buffers.
+    params_P, grads_P : Tensor, shape (num_params,), float32
+        The parameters (the head of `state_S`) and their gradients.
+    ints_I : Tensor, shape (num_int_buffers,), int64
+    leaf_P : Tensor, shape (num_params,)
+        The parameters as one differentiable leaf whose gradient is `grads_P`: a loss on the flat vector adds its
+        gradient to the network's own.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | None = None) -> None:
+        device = device or torch.device("cpu")
+        self.layout = layout_of(module)
+        self.module = module.to(device)
+        self.device = device
+        self.state_S = torch.zeros(self.layout.num_state, device=device)
+        self.params_P = self.state_S[: self.layout.num_params]
+        self.grads_P = torch.zeros(self.layout.num_params, device=device)
+        self.ints_I = torch.zeros(self.layout.num_int_buffers, dtype=torch.int64, device=device)
+        self.leaf_P = self.params_P.detach().requires_grad_()
+        self.leaf_P.grad = self.grads_P
+        params = dict(module.named_parameters())
+        for entry in self.layout.entries:
+            if entry.role == "param":
+                view = entry.view(self.state_S)
+                param = params[entry.name]
+                view.copy_(param.data)
+                param.data = view
+                param.grad = entry.view(self.grads_P)
+            else:
+                owner, _, leaf = entry.name.rpartition(".")
+                parent = module.get_submodule(owner)
+                view = entry.view(self.ints_I if entry.role == "int_buffer" else self.state_S)
+                view.copy_(getattr(parent, leaf))
+                setattr(parent, leaf, view)
+
+    @cached_property
+    def momentum_P(self) -> Tensor:
+        """Momentum, shape (num_params,), float32: kept from client to client for its memory, not for its content."""
+        return torch.zeros_like(self.params_P)
+
+    def load(self, state_S: Tensor, ints_I: Tensor | None = None) -> None:
+        """Overwrite the model's numbers; `ints_I` may be None where the model has none."""
+        self.state_S.copy_(state_S)
+        if self.layout.num_int_buffers:
+            assert ints_I is not None
+            self.ints_I.copy_(ints_I)

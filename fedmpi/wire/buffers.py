@@ -1,0 +1,53 @@
+"""Kept buffers: leased for one message, given back by themselves when the last view of them is gone.
+
+Fresh large buffers page-fault on every round; a pool that must be told when a buffer is free invites use after
+release. Here the lease is an ndarray whose views (numpy or torch) keep it alive, and whose end returns the memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import weakref
+
+import numpy as np
+
+_PAGE = mmap.PAGESIZE
+
+
+class _Lease(np.ndarray):
+    """Owner of one lease. A subclass, because numpy lets views of views skip owners of their own type."""
+
+
+class BufferPool:
+    """Page-aligned byte buffers that are reused from message to message.
+
+    Attributes
+    ----------
+    allocated_nbytes : int
+        Bytes ever allocated; constant once a run has reached its steady state.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[mmap.mmap] = []
+        self.allocated_nbytes = 0
+
+    def lease(self, nbytes: int) -> np.ndarray:
+        """Return a uint8 array of shape (nbytes,), contents undefined.
+
+        The smallest free buffer that fits and is at most twice as large (or a page) is taken, else one is allocated.
+        """
+        best = -1
+        limit = max(2 * nbytes, 4 * _PAGE)
+        for position, memory in enumerate(self._free):
+            size = len(memory)
+            if nbytes <= size <= limit and (best < 0 or size < len(self._free[best])):
+                best = position
+        if best >= 0:
+            memory = self._free.pop(best)
+        else:
+            size = max(_PAGE, -(-nbytes // _PAGE) * _PAGE)
+            memory = mmap.mmap(-1, size)
+            self.allocated_nbytes += size
+        lease = np.ndarray.__new__(_Lease, (nbytes,), np.uint8, buffer=memory)
+        weakref.finalize(lease, self._free.append, memory).atexit = False
+        return lease.view(np.ndarray)

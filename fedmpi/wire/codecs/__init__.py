@@ -1,0 +1,1 @@
+"""Lossless codecs, one file each; `base` holds their protocol and registry."""

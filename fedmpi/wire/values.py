@@ -1,0 +1,66 @@
+"""The values that messages are made of. A value says what is sent; a codec says how it becomes bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+HEADROOM = 256
+"""Bytes kept free before a framed vector: room for a frame's header, section table and scalars."""
+
+
+class Value:
+    """Base of the values; a message's fields are values or plain numbers."""
+
+    value_type: ClassVar[str]
+
+    @property
+    def numel(self) -> int:
+        """Number of numbers that the value stands for."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(Value):
+    """A vector of numbers, all of them sent.
+
+    Parameters
+    ----------
+    array : numpy.ndarray, shape (n,), C-contiguous
+        One of the dtypes of `DENSE_DTYPES`.
+    room : numpy.ndarray of uint8, optional
+        Memory that ends with `array` and has at least `HEADROOM` bytes before it, so that the frame is built around
+        the vector without copying it.
+    """
+
+    value_type: ClassVar[str] = "dense"
+
+    array: np.ndarray
+    room: np.ndarray | None = None
+
+    @property
+    def numel(self) -> int:
+        return int(self.array.size)
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Dense:
+        """Wrap a vector; no copy where it is contiguous and on the CPU. It must not change until it is encoded."""
+        return cls(tensor.detach().cpu().contiguous().numpy().reshape(-1))
+
+    @classmethod
+    def framed(cls, numel: int, dtype: str = "float32") -> Dense:
+        """Allocate a zero vector with room for a frame's header before it."""
+        nbytes = numel * np.dtype(dtype).itemsize
+        # The vector itself starts on a cache line, wherever the allocation begins.
+        raw = np.zeros(HEADROOM + nbytes + 64, np.uint8)
+        skip = -(raw.ctypes.data + HEADROOM) % 64
+        room = raw[skip : skip + HEADROOM + nbytes]
+        return cls(room[HEADROOM:].view(dtype), room)
+
+    def tensor(self) -> Tensor:
+        """Return the vector as a tensor that shares its memory."""
+        return torch.from_numpy(self.array)
