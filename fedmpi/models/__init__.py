@@ -1,0 +1,1 @@
+"""Models by name. Each file registers its own with their settings; `registry.build_model` finds them."""

@@ -1,0 +1,111 @@
+"""The one SGD loop, written on the flat vectors, with hooks where algorithms differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedmpi.config import TrainConfig
+from fedmpi.data.shard import Shard
+from fedmpi.flat import FlatModel
+
+PROGRESS_S = 1e-3
+"""Least time between two calls of ``progress``."""
+
+
+@dataclass(frozen=True)
+class LocalStats:
+    """What one client's training was.
+
+    Parameters
+    ----------
+    num_steps : int
+    num_samples : int
+        Samples seen, counted once an epoch.
+    loss : float
+        Mean of the data loss over them; without `extra_loss`.
+    """
+
+    num_steps: int
+    num_samples: int
+    loss: float
+
+
+def train_local(
+    model: FlatModel,
+    shard: Shard,
+    cfg: TrainConfig,
+    *,
+    rng: np.random.Generator,
+    extra_loss: Callable[[Tensor], Tensor] | None = None,
+    after_backward: Callable[[FlatModel], None] | None = None,
+    after_step: Callable[[FlatModel], None] | None = None,
+    progress: Callable[[], None] | None = None,
+) -> LocalStats:
+    """Train a model on one client's data with SGD; momentum starts at zero.
+
+    Parameters
+    ----------
+    model : FlatModel
+        Trained in place.
+    shard : Shard
+    cfg : TrainConfig
+    rng : numpy.random.Generator
+        Decides the batches.
+    extra_loss : callable, optional
+        Maps the flat parameters (num_params,) to a scalar that is added to the loss.
+    after_backward, after_step : callable, optional
+        Called with the model when its gradients are complete, and after each step.
+    progress : callable, optional
+        Called between steps, at most every millisecond, so that the rank can serve its messages.
+
+    Returns
+    -------
+    LocalStats
+    """
+    module, params_P, grads_P = model.module, model.params_P, model.grads_P
+    module.train()
+    torch.default_generator.manual_seed(int(rng.integers(2**63)))  # dropout and the like
+    momentum_P = model.momentum_P.zero_() if cfg.momentum else None
+    loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
+    num_steps = num_samples = 0
+    due = perf_counter() + PROGRESS_S
+    for x, y in shard.batches(cfg.batch_size, cfg.local_epochs, rng):
+        grads_P.zero_()
+        loss = F.cross_entropy(module(x), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if extra_loss is not None:
+            extra_loss(model.leaf_P).backward()  # type: ignore[no-untyped-call]
+        if after_backward is not None:
+            after_backward(model)
+        sgd_step(params_P, grads_P, momentum_P, cfg)
+        if after_step is not None:
+            after_step(model)
+        loss_sum.add_(loss.detach(), alpha=y.numel())
+        num_steps += 1
+        num_samples += y.numel()
+        if progress is not None and perf_counter() > due:
+            progress()
+            due = perf_counter() + PROGRESS_S
+    return LocalStats(num_steps, num_samples, loss_sum.item() / max(1, num_samples))
+
+
+def sgd_step(params_P: Tensor, grads_P: Tensor, momentum_P: Tensor | None, cfg: TrainConfig) -> None:
+    """Take one step in place: clip, weight decay, momentum, update, in the order and with the formulas of torch's SGD.
+
+    `grads_P` is used up.
+    """
+    if cfg.clip_norm is not None:
+        norm = torch.linalg.vector_norm(grads_P)
+        grads_P.mul_(torch.clamp(cfg.clip_norm / (norm + 1e-6), max=1.0))
+    if cfg.weight_decay:
+        grads_P.add_(params_P, alpha=cfg.weight_decay)
+    if momentum_P is not None:
+        grads_P = momentum_P.mul_(cfg.momentum).add_(grads_P)
+    params_P.add_(grads_P, alpha=-cfg.lr)
