@@ -1,0 +1,1 @@
+"""How bytes move: one protocol, in one process or over MPI; doorbells and placement."""

@@ -1,0 +1,50 @@
+"""What the launcher's environment says, before MPI is touched; and the communicator that follows from it."""
+
+from __future__ import annotations
+
+import os
+
+from fedmpi.comm.base import Communicator
+from fedmpi.comm.local import LocalCommunicator
+from fedmpi.config import CommConfig
+from fedmpi.errors import PlacementError
+
+_SIZE_AND_RANK = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("PMI_SIZE", "PMI_RANK"),
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+)
+
+
+def launched_as() -> tuple[int, int] | None:
+    """Return (size, rank) as the launcher's environment has it, None for a process that no launcher started."""
+    pairs = list(_SIZE_AND_RANK)
+    if "SLURM_STEP_ID" in os.environ:  # srun; a batch script has SLURM_NTASKS too, but is no task
+        pairs.append(("SLURM_NTASKS", "SLURM_PROCID"))
+    for size, rank in pairs:
+        if os.environ.get(size, "").isdigit() and os.environ.get(rank, "").isdigit():
+            return int(os.environ[size]), int(os.environ[rank])
+    return None
+
+
+def connect(config: CommConfig) -> Communicator:
+    """Return the communicator of this process: MPI under a launcher, in-process without one.
+
+    Raises
+    ------
+    PlacementError
+        If the launcher started several processes and MPI sees one: they would run the same job side by side.
+    """
+    launched = launched_as()
+    if launched is None:
+        return LocalCommunicator()
+    from fedmpi.comm import mpi  # only here: one process needs no MPI
+
+    comm = mpi.MpiCommunicator(chunk_nbytes=config.chunk_nbytes, limit_nbytes=config.limit_nbytes)
+    if launched[0] > 1 and comm.size == 1:
+        raise PlacementError(
+            f"the launcher started {launched[0]} processes, but MPI ({mpi.library_version()}) sees only one: the "
+            "launcher belongs to another MPI. Use `fedmpi launch`, the mpiexec beside this python, or srun --mpi=pmi2 "
+            "(MPICH) or --mpi=pmix (Open MPI)"
+        )
+    return comm

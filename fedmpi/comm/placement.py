@@ -1,0 +1,176 @@
+"""Which rank sits where, and what it gets: devices, cores, threads. Facts come from the ranks, decisions from rank 0."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from fedmpi import __version__
+from fedmpi.config import PlacementConfig
+from fedmpi.errors import PlacementError
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """What a rank says of itself.
+
+    Parameters
+    ----------
+    rank, pid : int
+    host : str
+    cores : list of int
+        Cores that the process may run on.
+    gpus : list of str
+        Names of the GPUs that it sees.
+    bell : str
+        Address of its doorbell.
+    config_id : str
+        Hash of the configuration it has read.
+    versions : str
+        Of fedmpi, torch and Python.
+    """
+
+    rank: int
+    pid: int
+    host: str
+    cores: list[int]
+    gpus: list[str]
+    bell: str
+    config_id: str
+    versions: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row of the placement table.
+
+    Parameters
+    ----------
+    rank : int
+    role : str
+        server, worker, or both for a single rank.
+    host : str
+    local_rank : int
+        Among the ranks of its host.
+    device : str
+        torch's name of the device.
+    device_name : str
+    cores : str
+        Such as ``0-3``.
+    threads : int
+        torch threads.
+    num_local : int
+        Ranks on its host.
+    num_cores : int
+        Cores that the ranks of its host may use together.
+    """
+
+    rank: int
+    role: str
+    host: str
+    local_rank: int
+    device: str
+    device_name: str
+    cores: str
+    threads: int
+    num_local: int
+    num_cores: int
+
+    @property
+    def core_to_spare(self) -> bool:
+        """Whether every rank of the host can have a core to itself."""
+        return self.num_local <= self.num_cores
+
+
+def gather_facts(rank: int, bell: str, config_id: str) -> RankFacts:
+    """Return the facts of this process."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    versions = f"fedmpi {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    return RankFacts(rank, os.getpid(), socket.gethostname(), cores, gpus, bell, config_id, versions)
+
+
+def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[list[Place], list[str]]:
+    """Decide the place of every rank.
+
+    Returns
+    -------
+    places : list of Place
+        By rank.
+    warnings : list of str
+        What the user should know.
+
+    Raises
+    ------
+    PlacementError
+        If a GPU is asked for and not there, or ranks differ in configuration or versions.
+    """
+    for other in facts[1:]:
+        if other.config_id != facts[0].config_id:
+            raise PlacementError(f"rank {other.rank} on {other.host} has read another configuration than rank 0")
+        if other.versions != facts[0].versions:
+            raise PlacementError(f"rank {other.rank} on {other.host} runs {other.versions}, rank 0 {facts[0].versions}")
+    places: list[Place] = []
+    warnings: list[str] = []
+    for host in dict.fromkeys(fact.host for fact in facts):
+        local = [fact for fact in facts if fact.host == host]
+        cores = {core for fact in local for core in fact.cores}
+        workers = [fact for fact in local if fact.rank > 0 or len(facts) == 1]
+        users: dict[str, int] = {}
+        for local_rank, fact in enumerate(local):
+            is_worker = fact in workers
+            device, name = _device(fact, workers.index(fact), config) if is_worker else ("cpu", platform.machine())
+            users[device] = users.get(device, 0) + is_worker
+            threads = max(1, len(cores) // len(local)) if config.threads == "auto" else config.threads
+            role = "both" if len(facts) == 1 else "worker" if fact.rank else "server"
+            places.append(
+                Place(fact.rank, role, host, local_rank, device, name, _ranges(fact.cores), threads, len(local), len(cores))
+            )
+        threads = places[-1].threads
+        if len(workers) * threads > len(cores) and users.get("cpu"):
+            warnings.append(f"{host}: {len(workers)} workers x {threads} threads share {len(cores)} cores")
+        for device, count in users.items():
+            if device != "cpu" and count > 1:
+                warnings.append(f"{host}: {count} workers share {device}")
+    if config.threads == "auto":
+        warnings.append(
+            f"placement.threads=auto took {places[0].threads}: sums are split by threads, so results differ from those "
+            "with another number"
+        )
+    return sorted(places, key=lambda place: place.rank), warnings
+
+
+def _device(fact: RankFacts, worker_idx: int, config: PlacementConfig) -> tuple[str, str]:
+    if config.device == "cpu" or (config.device == "auto" and not fact.gpus):
+        return "cpu", platform.machine()
+    if not fact.gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise PlacementError(
+            f"placement.device=cuda, but rank {fact.rank} on {fact.host} sees no GPU (CUDA_VISIBLE_DEVICES={visible}); "
+            "placement.device=cpu runs without"
+        )
+    # A launcher that binds one GPU to each task leaves one visible; one that does not leaves all of them to share out.
+    gpu = worker_idx % len(fact.gpus)
+    return f"cuda:{gpu}", fact.gpus[gpu]
+
+
+def _ranges(cores: Sequence[int]) -> str:
+    """Write [0, 1, 2, 5] as 0-2,5."""
+    parts: list[list[int]] = []
+    for core in cores:
+        if parts and parts[-1][-1] == core - 1:
+            parts[-1] = [parts[-1][0], core]
+        else:
+            parts.append([core])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def place_row(place: Place) -> dict[str, str | int]:
+    """Return a place as a row of plain values."""
+    row: dict[str, str | int] = asdict(place)
+    return row
