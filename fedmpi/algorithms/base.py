@@ -1,0 +1,284 @@
+"""The two halves of an algorithm, and what each may use. No MPI, no ledger, no placement here or below.
+
+The halves talk in conversations. The server's side is a generator that yields a message to send it, and a message
+class (or a tuple of them) to wait for one of that kind; the client's side is plain blocking code on a `Channel`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, TypeAlias, TypeVar, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedmpi.config import NamedSection, TrainConfig
+from fedmpi.data.shard import Shard
+from fedmpi.flat import FlatModel, Layout
+from fedmpi.models.initial import InitialModel
+from fedmpi.rng import stream
+from fedmpi.train.local import LocalStats, train_local
+from fedmpi.wire.message import Message, Schema
+
+StateDict: TypeAlias = dict[str, Tensor | int | float | str]
+"""What a half keeps: tensors and plain numbers, no objects, so that it can be sent and stored."""
+
+MessageTypes: TypeAlias = type[Message] | tuple[type[Message], ...]
+Result: TypeAlias = Message | MessageTypes
+Conversation: TypeAlias = Generator[Message | MessageTypes, Message | None, Result]
+
+
+class AlgorithmConfig(NamedSection):
+    """Settings of an algorithm that has none; others derive from it."""
+
+    model_config = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """The model that a run is judged by.
+
+    Parameters
+    ----------
+    state_S : Tensor, shape (num_state,), float32
+        Parameters, then floating buffers.
+    ints_I : Tensor, shape (num_int_buffers,), int64
+    """
+
+    state_S: Tensor
+    ints_I: Tensor
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """What a server half may use.
+
+    Parameters
+    ----------
+    seed : int
+    layout : Layout
+    initial : InitialModel
+    send_seed : bool
+        In the first round, send the initial model's seed in its place.
+    """
+
+    seed: int
+    layout: Layout
+    initial: InitialModel
+    send_seed: bool
+
+
+@dataclass
+class ClientContext:
+    """What a client half may use: one model, shared by all clients that the rank plays.
+
+    Parameters
+    ----------
+    seed : int
+    model : FlatModel
+    train_config : TrainConfig
+    initial_model : callable
+        Returns the `InitialModel` of a seed.
+    progress : callable
+        To be called now and then by code that computes for long, as `train_local` does.
+    """
+
+    seed: int
+    model: FlatModel
+    train_config: TrainConfig
+    initial_model: Callable[[int], InitialModel]
+    progress: Callable[[], None]
+    stats: list[LocalStats] = field(default_factory=list)
+
+
+class ServerHalf(ABC):
+    """The server's side of an algorithm.
+
+    What a conversation starts from is a function of the state at `begin_round` and the client alone: conversations
+    of a round start in any order, several at once, and maybe on another rank, which is sent `state_dict` first. What
+    one of them makes on the server goes into its result, and into the state in `aggregate`.
+
+    Parameters
+    ----------
+    config : AlgorithmConfig
+    ctx : ServerContext
+    """
+
+    reads_evaluation: ClassVar[bool] = False
+    """Finish a round's evaluation, and call `evaluated`, before the next round begins."""
+
+    def __init__(self, config: AlgorithmConfig, ctx: ServerContext) -> None:
+        self.ctx = ctx
+
+    def begin_round(self, round_idx: int, cohort: Sequence[int]) -> None:
+        """Prepare a round; `cohort` is in ascending order."""
+
+    @abstractmethod
+    def converse(self, round_idx: int, client_id: int) -> Conversation:
+        """Hold the conversation with one client.
+
+        Returns
+        -------
+        Message or message class or tuple of message classes
+            The result for `aggregate`: a message, or the class of the client's next message, which then waits
+            encoded until its turn.
+        """
+
+    @abstractmethod
+    def aggregate(self, round_idx: int, client_id: int, result: Message) -> None:
+        """Take in the result of one conversation; called in ascending client_id. Its arrays are views: copy to keep."""
+
+    @abstractmethod
+    def end_round(self, round_idx: int) -> Mapping[str, float]:
+        """Make the new global model; return scalars for the ledger."""
+
+    def evaluated(self, round_idx: int, loss: float, accuracy: float) -> None:
+        """Learn the test figures of the model after `round_idx`; see `reads_evaluation`."""
+
+    @abstractmethod
+    def global_model(self) -> GlobalModel:
+        """Return the model after the last round; valid until the next `end_round`."""
+
+    @abstractmethod
+    def state_dict(self) -> StateDict:
+        """Return all that the half must keep between rounds."""
+
+    @abstractmethod
+    def load_state_dict(self, state: StateDict) -> None:
+        """Take over a `state_dict`."""
+
+
+class ExchangeServer(ServerHalf):
+    """Server half with the usual conversation: one message down, one message up."""
+
+    up_types: ClassVar[MessageTypes]
+
+    @abstractmethod
+    def downlink(self, round_idx: int, client_id: int) -> Message:
+        """Return the message for one client. The same object for many clients is encoded once."""
+
+    def converse(self, round_idx: int, client_id: int) -> Conversation:
+        yield self.downlink(round_idx, client_id)
+        return self.up_types
+
+
+M = TypeVar("M", bound=Message)
+N = TypeVar("N", bound=Message)
+
+
+class Channel(Protocol):
+    """The client's end of a conversation."""
+
+    @overload
+    def recv(self, first: type[M], /) -> M: ...
+    @overload
+    def recv(self, first: type[M], second: type[N], /) -> M | N: ...
+    @overload
+    def recv(self, *expected: type[Message]) -> Message: ...
+    def recv(self, *expected: type[Message]) -> Message:
+        """Wait for a message of one of these classes; its arrays are views, valid until the turn ends."""
+
+    def send(self, message: Message) -> None:
+        """Send a message; its values may change as soon as this returns."""
+
+
+class ClientHalf(ABC):
+    """The client's side of an algorithm; one object plays all clients of a rank in turn.
+
+    Parameters
+    ----------
+    config : AlgorithmConfig
+    ctx : ClientContext
+
+    Attributes
+    ----------
+    client_state : dict of str to Tensor
+        The tensors that `declare_state` names, with the content they had when this client last took part.
+    """
+
+    def __init__(self, config: AlgorithmConfig, ctx: ClientContext) -> None:
+        self.ctx = ctx
+        self.client_state: dict[str, Tensor] = {}
+
+    def declare_state(self) -> dict[str, Tensor]:
+        """Return the tensors that each client keeps from round to round, with their initial content; none here."""
+        return {}
+
+    @abstractmethod
+    def run(self, round_idx: int, client_id: int, shard: Shard, channel: Channel) -> None:
+        """Play one client in one round."""
+
+    def train_local(
+        self,
+        round_idx: int,
+        client_id: int,
+        shard: Shard,
+        *,
+        extra_loss: Callable[[Tensor], Tensor] | None = None,
+        after_backward: Callable[[FlatModel], None] | None = None,
+        after_step: Callable[[FlatModel], None] | None = None,
+    ) -> LocalStats:
+        """Train the model on the client's data with the client's own random stream; see `train.local.train_local`."""
+        stats = train_local(
+            self.ctx.model,
+            shard,
+            self.ctx.train_config,
+            rng=self.rng(round_idx, client_id, "batches"),
+            extra_loss=extra_loss,
+            after_backward=after_backward,
+            after_step=after_step,
+            progress=self.ctx.progress,
+        )
+        self.ctx.stats.append(stats)
+        return stats
+
+    def rng(self, round_idx: int, client_id: int, purpose: str) -> np.random.Generator:
+        """Return the client's stream for a purpose in a round."""
+        return stream(self.ctx.seed, round_idx, client_id, purpose)
+
+
+class ExchangeClient(ClientHalf):
+    """Client half with the usual conversation: one message down, train, one message up."""
+
+    down_types: ClassVar[tuple[type[Message], ...]]
+
+    @abstractmethod
+    def train(self, round_idx: int, client_id: int, down: Message, shard: Shard) -> Message:
+        """Take the downlink, train, return the uplink."""
+
+    def run(self, round_idx: int, client_id: int, shard: Shard, channel: Channel) -> None:
+        channel.send(self.train(round_idx, client_id, channel.recv(*self.down_types), shard))
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What a name in ``algorithm.name`` stands for.
+
+    Parameters
+    ----------
+    name : str
+        As the ledger and the summary show it.
+    config, server, client : classes
+    sizes : callable, optional
+        ``f(config, layout)`` returning the sizes that its messages name beside params, state and int_buffers.
+    """
+
+    name: str
+    config: type[AlgorithmConfig]
+    server: Callable[..., ServerHalf]
+    client: Callable[..., ClientHalf]
+    sizes: Callable[[AlgorithmConfig, Layout], Mapping[str, int]] | None = None
+
+    def schema(self, config: AlgorithmConfig, layout: Layout) -> Schema:
+        """Return the sizes that this algorithm's messages may name."""
+        schema = layout.schema()
+        extra = self.sizes(config, layout) if self.sizes else {}
+        return Schema({**schema.sizes, **extra}, schema.layout_id)
+
+
+def copy_state_dict(state: StateDict) -> StateDict:
+    """Return a copy that shares no memory."""
+    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()}

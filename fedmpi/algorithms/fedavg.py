@@ -1,0 +1,99 @@
+"""FedAvg.
+
+McMahan, Moore, Ramage, Hampson, Arcas: "Communication-Efficient Learning of Deep Networks from Decentralized Data",
+AISTATS 2017, Algorithm 1::
+
+    server, round t:  send w_t to each client k of the cohort S_t
+    client k:         w_k = E epochs of SGD on its n_k samples, from w_t
+    server:           w_{t+1} = sum_k n_k w_k / sum_k n_k            (over the cohort)
+
+Floating buffers (batch-norm statistics) are averaged like parameters, integer ones come from the lowest client_id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from fedmpi.algorithms.averaging import (
+    ModelDown,
+    ModelUp,
+    SeedDown,
+    WeightedMean,
+    dense_ints,
+    initial_downlink,
+    load_downlink,
+    model_uplink,
+)
+from fedmpi.algorithms.base import (
+    Algorithm,
+    AlgorithmConfig,
+    ExchangeClient,
+    ExchangeServer,
+    GlobalModel,
+    ServerContext,
+    StateDict,
+)
+from fedmpi.data.shard import Shard
+from fedmpi.wire.message import Message
+from fedmpi.wire.values import Dense
+
+
+class FedAvgServer(ExchangeServer):
+    """Keeps the global model, in memory that is sent as it lies."""
+
+    up_types = ModelUp
+
+    def __init__(self, config: AlgorithmConfig, ctx: ServerContext) -> None:
+        super().__init__(config, ctx)
+        self._vector = Dense.framed(ctx.layout.num_state)
+        self.model = GlobalModel(self._vector.tensor(), ctx.initial.ints_I.clone())
+        self.model.state_S.copy_(ctx.initial.state_S)
+        self.mean = WeightedMean(ctx.layout)
+        self._down: Message
+
+    def begin_round(self, round_idx: int, cohort: Sequence[int]) -> None:
+        self.mean.reset()
+        if round_idx == 0 and self.ctx.send_seed:
+            self._down = initial_downlink(self.ctx.initial)
+        else:
+            self._down = ModelDown(state=self._vector, int_buffers=dense_ints(self.model.ints_I))
+
+    def downlink(self, round_idx: int, client_id: int) -> Message:
+        return self._down
+
+    def aggregate(self, round_idx: int, client_id: int, result: Message) -> None:
+        assert isinstance(result, ModelUp)
+        self.mean.add(result)
+
+    def end_round(self, round_idx: int) -> Mapping[str, float]:
+        self.mean.mean_into(self.model)
+        return {}
+
+    def global_model(self) -> GlobalModel:
+        return self.model
+
+    def state_dict(self) -> StateDict:
+        return {"state": self.model.state_S, "int_buffers": self.model.ints_I}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        for target, key in ((self.model.state_S, "state"), (self.model.ints_I, "int_buffers")):
+            source = state[key]
+            assert isinstance(source, Tensor)
+            target.copy_(source)
+
+
+class FedAvgClient(ExchangeClient):
+    """Trains the model it is sent and sends it back."""
+
+    down_types = (SeedDown, ModelDown)
+
+    def train(self, round_idx: int, client_id: int, down: Message, shard: Shard) -> Message:
+        assert isinstance(down, (SeedDown, ModelDown))
+        load_downlink(self.ctx, down)
+        self.train_local(round_idx, client_id, shard)
+        return model_uplink(self.ctx.model, shard.num_samples)
+
+
+ALGORITHM = Algorithm("fedavg", AlgorithmConfig, FedAvgServer, FedAvgClient)
