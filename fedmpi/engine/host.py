@@ -1,0 +1,311 @@
+"""The server's side of conversations, on whichever rank hosts them: several in progress at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from fedmpi.algorithms.base import Conversation, MessageTypes, ServerHalf
+from fedmpi.comm.base import Envelope, Packet
+from fedmpi.engine.rank import Rank, Topic, unpack_floats
+from fedmpi.engine.phases import PHASES
+from fedmpi.engine.rows import Figures
+from fedmpi.errors import ProtocolError
+from fedmpi.ledger.schema import MessageRow
+from fedmpi.wire import frame as framing
+from fedmpi.wire.message import Message, Schema
+
+
+@dataclass(frozen=True)
+class TurnReport:
+    """What only the player of a client knows, sent when its turn is over.
+
+    Parameters
+    ----------
+    loss : float
+        Mean training loss, NaN if the client trained nothing.
+    num_steps, num_samples : int
+    phase_totals : list of float
+        The rank's seconds by phase since its start.
+    downs : list of (float, float)
+        Seconds of decoding and time of arrival of each message down.
+    """
+
+    loss: float
+    num_steps: int
+    num_samples: int
+    phase_totals: list[float]
+    downs: list[tuple[float, float]]
+
+    def floats(self) -> list[float]:
+        """Return the report as plain numbers."""
+        return [
+            self.loss, self.num_steps, self.num_samples, *self.phase_totals,
+            *(number for down in self.downs for number in down),
+        ]  # fmt: skip
+
+    @classmethod
+    def from_body(cls, body: np.ndarray) -> TurnReport:
+        """Read a report from a packet's body."""
+        numbers = unpack_floats(body)
+        rest = numbers[3 + len(PHASES) :]
+        downs = list(zip(rest[::2], rest[1::2], strict=True))
+        return cls(numbers[0], int(numbers[1]), int(numbers[2]), numbers[3 : 3 + len(PHASES)], downs)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A message up that waits encoded: its bytes, and what its row needs."""
+
+    body: np.ndarray
+    step: int
+    send_t: float
+    recv_t: float
+    encode_s: float
+
+
+@dataclass
+class Reply:
+    """A finished conversation.
+
+    Parameters
+    ----------
+    round_idx, client_id, player : int
+    rows : list of MessageRow
+        Of all its messages but one that waits encoded.
+    report : TurnReport
+    message : Message or None
+        The result, or
+    waiting : Arrived or None
+        the bytes of it, to be decoded when its turn has come.
+    """
+
+    round_idx: int
+    client_id: int
+    player: int
+    rows: list[MessageRow]
+    report: TurnReport
+    message: Message | None
+    waiting: Arrived | None
+
+    @property
+    def held_nbytes(self) -> int:
+        """Memory that the reply holds while it waits."""
+        if self.waiting is not None:
+            return int(self.waiting.body.size)
+        assert self.message is not None
+        return sum(8 * value.numel for value in self.message.values())
+
+    def result(self, rank: Rank, schema: Schema) -> Message:
+        """Return the result, decoded now if it waited encoded; its row is then among `rows`."""
+        if self.message is None:
+            assert self.waiting is not None
+            message_class = framing.message_class_of(self.waiting.body)
+            expected = (message_class,) if message_class else ()
+            key = (self.round_idx, self.client_id, self.player)
+            self.message, row = decode_up(rank, self.waiting, expected, schema, key)
+            self.rows.append(row)
+        return self.message
+
+
+def decode_up(
+    rank: Rank,
+    arrived: Arrived,
+    expected: tuple[type[Message], ...],
+    schema: Schema,
+    key: tuple[int, int, int],
+) -> tuple[Message, MessageRow]:
+    """Decode a message up and make its row; `key` is (round_idx, client_id, rank of the player)."""
+    round_idx, client_id, player = key
+    left = rank.timer.switch("decode")
+    start = perf_counter()
+    try:
+        message, frame = framing.decode(arrived.body, expected, schema)
+    except ProtocolError as error:
+        raise ProtocolError(f"client {client_id} on rank {player}, round {round_idx}: {error}") from error
+    decode_s = perf_counter() - start
+    rank.timer.switch(left)
+    row = Figures(message, frame, schema).row(
+        (round_idx, arrived.step, client_id, player), arrived.encode_s, decode_s, arrived.send_t, arrived.recv_t
+    )
+    return message, row
+
+
+@dataclass
+class _Hosted:
+    round_idx: int
+    client_id: int
+    player: int
+    generator: Conversation
+    downs: list[tuple[Figures, float, float]] = field(default_factory=list)  # figures, encode_s, send_t
+    inbox: deque[Arrived] = field(default_factory=deque)
+    rows: list[MessageRow] = field(default_factory=list)
+    num_ups: int = 0
+    expected: tuple[type[Message], ...] = ()
+    message: Message | None = None
+    ended: bool = False
+    report: TurnReport | None = None
+
+
+class Host:
+    """Holds conversations with `algorithm` and gives each to `on_reply` when it has ended on both sides.
+
+    Parameters
+    ----------
+    rank : Rank
+        Gets handlers for UP and DONE.
+    algorithm : ServerHalf
+    schema : Schema
+    on_reply : callable
+    """
+
+    def __init__(
+        self, rank: Rank, algorithm: ServerHalf, schema: Schema, on_reply: Callable[[Reply], None]
+    ) -> None:
+        self._rank = rank
+        self._algorithm = algorithm
+        self._schema = schema
+        self._on_reply = on_reply
+        self._hosted: dict[int, _Hosted] = {}
+        # An object that the algorithm returns for many clients is encoded once, for as long as the algorithm keeps it.
+        self._frames: WeakKeyDictionary[Message, Figures] = WeakKeyDictionary()
+        rank.handlers[Topic.UP] = self._on_up
+        rank.handlers[Topic.DONE] = self._on_done
+
+    def start(self, round_idx: int, client_id: int, player: int, state_version: int) -> None:
+        """Begin the conversation with a client that `player` plays from its state of round `state_version`."""
+        generator = self._algorithm.converse(round_idx, client_id)
+        hosted = self._hosted[client_id] = _Hosted(round_idx, client_id, player, generator)
+        self._advance(hosted, None, state_version)
+
+    def waiting_for(self) -> str:
+        """Say what is still expected, for a time-out's message."""
+        return ", ".join(
+            f"client {h.client_id} on rank {h.player} (round {h.round_idx}, "
+            f"{'end of turn' if h.ended else '/'.join(c.kind for c in h.expected)})"
+            for h in self._hosted.values()
+        )
+
+    def _on_up(self, packet: Packet) -> None:
+        hosted = self._find(packet)
+        envelope = packet.envelope
+        arrived = Arrived(packet.body, hosted.num_ups, envelope.sent_t, self._rank.now(), envelope.encode_s)
+        if envelope.step != hosted.num_ups:
+            raise ProtocolError(f"client {hosted.client_id}: expected message {hosted.num_ups}, got {envelope.step}")
+        hosted.num_ups += 1
+        hosted.inbox.append(arrived)
+        if not hosted.ended and len(hosted.inbox) == 1:
+            self._advance(hosted, self._decode(hosted), -1)
+        self._finish_if_over(hosted)
+
+    def _on_done(self, packet: Packet) -> None:
+        hosted = self._find(packet)
+        hosted.report = TurnReport.from_body(packet.body)
+        if not hosted.ended:
+            wanted = "/".join(c.kind for c in hosted.expected)
+            raise ProtocolError(
+                f"client {hosted.client_id} on rank {hosted.player} ended its turn of round {hosted.round_idx}, while the "
+                f"server expects {wanted}"
+            )
+        self._finish_if_over(hosted)
+
+    def _find(self, packet: Packet) -> _Hosted:
+        envelope = packet.envelope
+        hosted = self._hosted.get(envelope.client_id)
+        if hosted is None or hosted.round_idx != envelope.round_idx or hosted.player != packet.source:
+            raise ProtocolError(
+                f"rank {packet.source} sent a message of client {envelope.client_id}, round {envelope.round_idx}, with "
+                "which no conversation is under way"
+            )
+        return hosted
+
+    def _decode(self, hosted: _Hosted) -> Message:
+        key = (hosted.round_idx, hosted.client_id, hosted.player)
+        message, row = decode_up(self._rank, hosted.inbox.popleft(), hosted.expected, self._schema, key)
+        hosted.rows.append(row)
+        return message
+
+    def _advance(self, hosted: _Hosted, received: Message | None, state_version: int) -> None:
+        """Run the generator until it waits for a message that is not there, or ends."""
+        started = bool(hosted.downs) or received is not None
+        while True:
+            left = self._rank.timer.switch("aggregate")
+            try:
+                action = hosted.generator.send(received)
+            except StopIteration as stop:
+                hosted.ended = True
+                if isinstance(stop.value, Message):
+                    hosted.message = stop.value
+                else:
+                    hosted.expected = _as_tuple(stop.value)
+            finally:
+                self._rank.timer.switch(left)
+            received = None
+            if not started and (hosted.ended or not isinstance(action, Message)):
+                start = Envelope(Topic.START, False, hosted.round_idx, hosted.client_id, 0, state_version)
+                self._rank.send(hosted.player, start)
+            if hosted.ended:
+                return
+            if isinstance(action, Message):
+                self._send(hosted, action, state_version)
+                started = True
+                continue
+            started = True
+            hosted.expected = _as_tuple(action)
+            if not hosted.inbox:
+                return
+            received = self._decode(hosted)
+
+    def _send(self, hosted: _Hosted, message: Message, state_version: int) -> None:
+        figures, encode_s = self._frames.get(message), 0.0
+        if figures is None:
+            left = self._rank.timer.switch("encode")
+            start = perf_counter()
+            frame = framing.encode(message, self._schema, self._rank.comm.pool)
+            encode_s = perf_counter() - start
+            self._rank.timer.switch(left)
+            figures = self._frames[message] = Figures(message, frame, self._schema)
+        step = len(hosted.downs)
+        hosted.downs.append((figures, encode_s, self._rank.now()))
+        envelope = Envelope(Topic.DOWN, True, hosted.round_idx, hosted.client_id, step, state_version)
+        self._rank.send(hosted.player, envelope, figures.frame.buffer)
+
+    def _finish_if_over(self, hosted: _Hosted) -> None:
+        if not hosted.ended or hosted.report is None:
+            return
+        waiting = None
+        if hosted.message is None:
+            if not hosted.inbox:
+                return
+            waiting = hosted.inbox.popleft()
+            found = framing.message_class_of(waiting.body)
+            if found not in hosted.expected:
+                # Decoding says what is wrong; nothing but an error can come of it.
+                key = (hosted.round_idx, hosted.client_id, hosted.player)
+                decode_up(self._rank, waiting, hosted.expected, self._schema, key)
+        if hosted.inbox:
+            raise ProtocolError(f"client {hosted.client_id} sent {len(hosted.inbox)} messages more than the server takes")
+        if len(hosted.report.downs) != len(hosted.downs):
+            raise ProtocolError(
+                f"client {hosted.client_id} ended its turn after {len(hosted.report.downs)} of {len(hosted.downs)} messages"
+            )
+        del self._hosted[hosted.client_id]
+        for step, ((figures, encode_s, send_t), (decode_s, recv_t)) in enumerate(
+            zip(hosted.downs, hosted.report.downs, strict=True)
+        ):
+            key = (hosted.round_idx, step, hosted.client_id, hosted.player)
+            hosted.rows.append(figures.row(key, encode_s, decode_s, send_t, recv_t))
+        self._on_reply(
+            Reply(
+                hosted.round_idx, hosted.client_id, hosted.player, hosted.rows, hosted.report, hosted.message, waiting
+            )
+        )
+
+
+def _as_tuple(types: MessageTypes) -> tuple[type[Message], ...]:
+    return types if isinstance(types, tuple) else (types,)

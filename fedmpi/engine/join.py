@@ -1,0 +1,99 @@
+"""How ranks come together: workers say what they are, rank 0 says where they belong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fedmpi.comm.base import Communicator, Envelope, Packet
+from fedmpi.comm.placement import Place, RankFacts, gather_facts, place_ranks
+from fedmpi.config import RunConfig, describe
+from fedmpi.engine.rank import Rank, Topic
+
+_SPIN_S = 200e-6
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What a rank knows once all have met.
+
+    Parameters
+    ----------
+    places : list of Place
+        By rank.
+    warnings : list of str
+    token : str
+        The run's own name, for temporary folders.
+    """
+
+    places: list[Place]
+    warnings: list[str]
+    token: str
+
+
+def join(comm: Communicator, config: RunConfig) -> tuple[Rank, Membership]:
+    """Meet the other ranks; return this rank's loop, its clock started, and the placement.
+
+    Raises
+    ------
+    PlacementError
+        On rank 0, if the ranks do not fit together; on a worker, the run then ends with rank 0's words.
+    """
+    rank = Rank(comm, config.comm.timeout_s)
+    bell = getattr(comm, "bell", None)
+    config_id = hashlib.sha256(describe(config).encode()).hexdigest()[:16]
+    own = gather_facts(comm.rank, bell.address if bell else "", config_id)
+    if comm.rank == 0:
+        facts = _hear_all(rank, own)
+        places, warnings = place_ranks(facts, config.placement)
+        welcome: dict[str, Any] = {
+            "places": [asdict(place) for place in places],
+            "warnings": warnings,
+            "token": secrets.token_hex(8),
+            "start_t": time.time(),
+            "bells": [[fact.host, fact.bell] for fact in facts],
+        }
+        for worker in range(1, comm.size):
+            rank.send(worker, Envelope(Topic.WELCOME), _json_body(welcome))
+    else:
+        rank.send(0, Envelope(Topic.HELLO), _json_body(asdict(own)))
+        answers: list[dict[str, Any]] = []
+        rank.handlers[Topic.WELCOME] = lambda packet: answers.append(_read_json(packet))
+        rank.wait_until(lambda: bool(answers), lambda: "rank 0 to welcome it")
+        welcome = answers[0]
+    rank.start_clock(welcome["start_t"])
+    if bell is not None and config.comm.doorbell:
+        bells = {r: address for r, (host, address) in enumerate(welcome["bells"]) if host == own.host}
+        bell.connect(bells)
+    places = [Place(**place) for place in welcome["places"]]
+    if comm.size > 1 and places[comm.rank].core_to_spare:
+        rank.spin_s = _SPIN_S
+    return rank, Membership(places, welcome["warnings"], welcome["token"])
+
+
+def _hear_all(rank: Rank, own: RankFacts) -> list[RankFacts]:
+    heard = {0: own}
+
+    def on_hello(packet: Packet) -> None:
+        heard[packet.source] = RankFacts(**_read_json(packet))
+
+    rank.handlers[Topic.HELLO] = on_hello
+    size = rank.comm.size
+    rank.wait_until(
+        lambda: len(heard) == size, lambda: f"ranks {sorted(set(range(size)) - set(heard))} to report for the run"
+    )
+    return [heard[r] for r in range(size)]
+
+
+def _json_body(content: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(content).encode(), np.uint8)
+
+
+def _read_json(packet: Packet) -> Any:
+    return json.loads(packet.body.tobytes())

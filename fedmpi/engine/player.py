@@ -1,0 +1,229 @@
+"""The worker's side: plays clients one after the other, and tests models in between."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+
+from fedmpi.algorithms.base import Channel, ClientContext
+from fedmpi.comm.base import Envelope, Packet
+from fedmpi.data.shard import DeviceImages, Shard
+from fedmpi.engine.clientstate import ClientStateStore
+from fedmpi.engine.host import TurnReport
+from fedmpi.engine.rank import Rank, Topic, pack_floats
+from fedmpi.engine.setup import Setup
+from fedmpi.engine.statefile import unpack_state
+from fedmpi.errors import ProtocolError
+from fedmpi.flat import FlatModel
+from fedmpi.models.registry import build_model
+from fedmpi.train.evaluate import evaluate_batch
+from fedmpi.wire import frame as framing
+from fedmpi.wire.message import Message
+
+
+@dataclass
+class _Turn:
+    """One client's turn in one round."""
+
+    round_idx: int
+    client_id: int
+    host: int
+    state_version: int
+    inbox: deque[tuple[Packet, float]] = field(default_factory=deque)
+    downs: list[tuple[float, float]] = field(default_factory=list)
+    num_ups: int = 0
+
+
+class _TurnChannel(Channel):
+    """The client's end of its conversation."""
+
+    def __init__(self, player: Player, turn: _Turn) -> None:
+        self._player = player
+        self._turn = turn
+
+    def recv(self, *expected: type[Message]) -> Message:
+        turn, rank = self._turn, self._player.rank
+        left = rank.timer.switch("other")
+        kinds = "/".join(cls.kind for cls in expected)
+        rank.wait_until(
+            lambda: bool(turn.inbox),
+            lambda: f"{kinds} for client {turn.client_id} from rank {turn.host} (round {turn.round_idx})",
+        )
+        packet, recv_t = turn.inbox.popleft()
+        rank.timer.switch("decode")
+        start = perf_counter()
+        try:
+            message, _ = framing.decode(packet.body, expected, self._player.setup.schema)
+        except ProtocolError as error:
+            raise ProtocolError(f"client {turn.client_id}, round {turn.round_idx}: {error}") from error
+        turn.downs.append((perf_counter() - start, recv_t))
+        rank.timer.switch(left)
+        return message
+
+    def send(self, message: Message) -> None:
+        turn, rank = self._turn, self._player.rank
+        left = rank.timer.switch("encode")
+        start = perf_counter()
+        frame = framing.encode(message, self._player.setup.schema, rank.comm.pool)
+        encode_s = perf_counter() - start
+        envelope = Envelope(Topic.UP, True, turn.round_idx, turn.client_id, turn.num_ups, encode_s=encode_s)
+        turn.num_ups += 1
+        rank.send(turn.host, envelope, frame.buffer)
+        rank.timer.switch(left)
+
+
+class Player:
+    """Plays the clients that a rank is given, with one model and one client half.
+
+    Parameters
+    ----------
+    rank : Rank
+        Gets handlers for DOWN, START, EVAL_MODEL, EVAL, STATE_WANT and STATE, and `play_next` as its queued work.
+    setup : Setup
+    device : torch.device
+    store : ClientStateStore
+    """
+
+    def __init__(self, rank: Rank, setup: Setup, device: torch.device, store: ClientStateStore) -> None:
+        self.rank = rank
+        self.setup = setup
+        self._store = store
+        module = build_model(setup.model_config, setup.shape, setup.dataset.num_classes, setup.initial.init_seed)
+        self._model = FlatModel(module, device)
+        data = setup.dataset
+        augment = setup.config.data.augment == "crop_flip"
+        self._train_data = DeviceImages(data.train_images, data.train_labels, data, device, augment)
+        self._test_data = DeviceImages(data.test_images, data.test_labels, data, device)
+        context = ClientContext(
+            setup.config.seed, self._model, setup.config.train, setup.build_initial, self._progress
+        )
+        self._context = context
+        self._client = setup.algorithm.client(setup.algorithm_config, context)
+        self._initial_state = self._client.declare_state()
+        self._client.client_state = {name: tensor.clone() for name, tensor in self._initial_state.items()}
+        self._queue: deque[_Turn | Packet] = deque()
+        self._turns: dict[int, _Turn] = {}
+        self._eval_model: tuple[int, torch.Tensor, torch.Tensor] | None = None
+        self._loaded_eval_round: int | None = None
+        rank.handlers.update(
+            {
+                Topic.DOWN: self._on_down,
+                Topic.START: self._on_start,
+                Topic.EVAL_MODEL: self._on_eval_model,
+                Topic.EVAL: self._queue.append,
+                Topic.STATE_WANT: self._on_state_want,
+                Topic.STATE: self._on_state,
+            }
+        )
+        rank.idle_work = self.play_next
+
+    def play_next(self) -> bool:
+        """Do the oldest piece of queued work; return False if there is none."""
+        if not self._queue:
+            return False
+        work = self._queue.popleft()
+        # A turn waits for messages inside: what arrives meanwhile must not start another.
+        self.rank.idle_work = None
+        try:
+            if isinstance(work, _Turn):
+                self._play(work)
+            else:
+                self._evaluate(work)
+        finally:
+            self.rank.idle_work = self.play_next
+        return True
+
+    def _progress(self) -> None:
+        left = self.rank.timer.switch("other")
+        self.rank.progress()
+        self.rank.timer.switch(left)
+
+    def _play(self, turn: _Turn) -> None:
+        client_id, round_idx = turn.client_id, turn.round_idx
+        self._loaded_eval_round = None
+        self._load_state(turn)
+        partition = self.setup.partition
+        shard = Shard(self._train_data, partition.client(client_id))
+        self._context.stats.clear()
+        with self.rank.timer.phase("train"):
+            self._client.run(round_idx, client_id, shard, _TurnChannel(self, turn))
+        if turn.inbox:
+            raise ProtocolError(f"client {client_id} ended its turn with {len(turn.inbox)} messages unread")
+        if self._initial_state:
+            self._store.save(client_id, round_idx, self._client.client_state, started_from=turn.state_version)
+        del self._turns[client_id]
+        stats = self._context.stats
+        num_samples = sum(s.num_samples for s in stats)
+        loss = sum(s.loss * s.num_samples for s in stats) / num_samples if num_samples else float("nan")
+        report = TurnReport(
+            loss, sum(s.num_steps for s in stats), num_samples, self.rank.timer.totals(), turn.downs
+        )
+        self.rank.send(turn.host, Envelope(Topic.DONE, False, round_idx, client_id), pack_floats(*report.floats()))
+
+    def _load_state(self, turn: _Turn) -> None:
+        if not self._initial_state:
+            return
+        state: dict[str, torch.Tensor | int | float | str] = dict(self._initial_state)
+        if turn.state_version >= 0:
+            self.rank.wait_until(
+                lambda: self._store.has(turn.client_id, turn.state_version),
+                lambda: f"the state of client {turn.client_id} after round {turn.state_version}",
+            )
+            state = self._store.load(turn.client_id, turn.state_version)
+        for name, kept in self._client.client_state.items():
+            source = state[name]
+            assert isinstance(source, torch.Tensor)
+            kept.copy_(source)
+
+    def _evaluate(self, packet: Packet) -> None:
+        round_idx, first, count = packet.envelope.round_idx, packet.envelope.arg, packet.envelope.step
+        with self.rank.timer.phase("evaluate"):
+            if self._loaded_eval_round != round_idx:
+                assert self._eval_model is not None and self._eval_model[0] == round_idx
+                self._model.load(self._eval_model[1], self._eval_model[2])
+                self._loaded_eval_round = round_idx
+            size = self.setup.config.evaluate.batch_size
+            num_test = self.setup.dataset.test_labels.size
+            results: list[float] = []
+            for batch in range(first, first + count):
+                start, stop = batch * size, min((batch + 1) * size, num_test)
+                results += evaluate_batch(self._model, self._test_data, start, stop)
+                self._progress()
+        envelope = Envelope(Topic.EVAL_RESULT, False, round_idx, arg=first, step=count)
+        self.rank.send(0, envelope, pack_floats(*results))
+
+    def _on_down(self, packet: Packet) -> None:
+        envelope = packet.envelope
+        if envelope.step == 0 and envelope.client_id not in self._turns:
+            self._on_start(packet)
+        turn = self._turns.get(envelope.client_id)
+        if turn is None or turn.round_idx != envelope.round_idx or turn.host != packet.source:
+            raise ProtocolError(
+                f"rank {self.rank.comm.rank} got a message for client {envelope.client_id}, round {envelope.round_idx}, from "
+                f"rank {packet.source}, but does not play it"
+            )
+        turn.inbox.append((packet, self.rank.now()))
+
+    def _on_start(self, packet: Packet) -> None:
+        envelope = packet.envelope
+        turn = _Turn(envelope.round_idx, envelope.client_id, packet.source, envelope.arg)
+        self._turns[envelope.client_id] = turn
+        self._queue.append(turn)
+
+    def _on_eval_model(self, packet: Packet) -> None:
+        state = unpack_state(packet.body, f"the model to test from rank {packet.source}")
+        state_S, ints_I = state["state"], state["int_buffers"]
+        assert isinstance(state_S, torch.Tensor) and isinstance(ints_I, torch.Tensor)
+        self._eval_model = (packet.envelope.round_idx, state_S, ints_I)
+        self._loaded_eval_round = None
+
+    def _on_state_want(self, packet: Packet) -> None:
+        client_id, round_idx = packet.envelope.client_id, packet.envelope.round_idx
+        body = self._store.read(client_id, round_idx)
+        self.rank.send(packet.envelope.arg, Envelope(Topic.STATE, False, round_idx, client_id), body)
+
+    def _on_state(self, packet: Packet) -> None:
+        self._store.write(packet.envelope.client_id, packet.envelope.round_idx, packet.body)

@@ -1,0 +1,371 @@
+"""Rank 0: the rounds. Deals clients to workers, adds replies in ascending client_id, writes the ledger."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedmpi.comm.base import Envelope, Packet
+from fedmpi.engine.evaluation import Evaluation
+from fedmpi.engine.events import Listeners
+from fedmpi.engine.host import Arrived, Host, Reply, TurnReport
+from fedmpi.engine.phases import PHASES
+from fedmpi.engine.rank import Rank, Topic, unpack_floats
+from fedmpi.engine.rows import join_parts, split_parts, unpack_rows
+from fedmpi.engine.schedule import Dispatcher
+from fedmpi.engine.setup import Setup
+from fedmpi.engine.statefile import pack_state
+from fedmpi.engine.worker import make_server_half, peak_memory_nbytes
+from fedmpi.ledger.digest import model_digest
+from fedmpi.ledger.writer import LedgerWriter
+from fedmpi.wire import frame as framing
+
+_DENSE_ITEM_NBYTES = 4
+_TIMED = PHASES[: PHASES.index("log") + 1]
+
+
+@dataclass
+class RunTotals:
+    """What a run amounts to.
+
+    Parameters
+    ----------
+    num_rounds : int
+        Rounds done.
+    message_nbytes, simulation_nbytes : int
+        What all ranks handed to their communicators, as messages of the simulated system and beside them.
+    wall_s : float
+    phase_s : list of dict
+        Seconds by phase, by rank.
+    peak_nbytes : list of int
+        Peak memory, by rank.
+    model_digest : str
+    stopped : bool
+        Whether it ended early because it was asked to.
+    """
+
+    num_rounds: int
+    message_nbytes: int
+    simulation_nbytes: int
+    wall_s: float
+    phase_s: list[dict[str, float]]
+    peak_nbytes: list[int]
+    model_digest: str
+    stopped: bool
+
+
+class Server:
+    """The server of a run.
+
+    Parameters
+    ----------
+    rank : Rank
+    setup : Setup
+    domains : sequence of str
+        By rank: which client state folder it sees.
+    ledger : LedgerWriter
+    listeners : Listeners
+    """
+
+    def __init__(
+        self, rank: Rank, setup: Setup, domains: Sequence[str], ledger: LedgerWriter, listeners: Listeners
+    ) -> None:
+        self._rank = rank
+        self._setup = setup
+        self._domains = list(domains)
+        self._ledger = ledger
+        self._listeners = listeners
+        config = setup.config
+        self._workers = list(range(1, rank.comm.size)) or [0]
+        self._algorithm = make_server_half(setup)
+        self._host = Host(rank, self._algorithm, setup.schema, self._on_reply)
+        self._dispatcher = Dispatcher(
+            self._workers, config.server.hold_nbytes, _DENSE_ITEM_NBYTES * setup.initial.layout.num_state
+        )
+        self._replies: dict[int, Reply] = {}
+        self._held_nbytes = 0
+        self._away: set[int] = set()  # clients whose conversations other ranks host
+        self._state_home: dict[int, tuple[int, int]] = {}  # client: round of its newest state, rank that wrote it
+        self._evaluation: Evaluation | None = None
+        self._round_rows: deque[dict[str, float]] = deque()
+        self._cum_nbytes = {"down": 0, "up": 0}
+        self._last_phases: dict[int, list[float]] = {}
+        self._round_idx = 0
+        rank.handlers[Topic.RESULT] = self._on_result
+        rank.handlers[Topic.EVAL_RESULT] = self._on_eval_result
+
+    def run(self, stop_requested: Callable[[], bool]) -> RunTotals:
+        """Do all rounds, or those until `stop_requested` says so between two; then collect the workers' totals."""
+        start = perf_counter()
+        num_rounds = self._setup.config.rounds
+        stopped = False
+        for round_idx in range(num_rounds):
+            if stop_requested():
+                stopped, num_rounds = True, round_idx
+                break
+            self._round(round_idx)
+        self._finish_evaluation()
+        self._emit_rounds()
+        model = self._algorithm.global_model()
+        state, ints = model.state_S.numpy(), model.ints_I.numpy()
+        if self._setup.config.ledger.save_model:
+            entries = self._setup.initial.layout.entries
+            self._ledger.set_model(state, ints, [(entry.name, entry.shape, entry.offset) for entry in entries])
+        message_nbytes, simulation_nbytes, phases, peaks = self._dismiss_workers()
+        return RunTotals(
+            num_rounds,
+            message_nbytes,
+            simulation_nbytes,
+            perf_counter() - start,
+            [dict(zip(PHASES, totals, strict=True)) for totals in phases],
+            peaks,
+            model_digest(state, ints),
+            stopped,
+        )
+
+    def _round(self, round_idx: int) -> None:
+        start = perf_counter()
+        setup, rank = self._setup, self._rank
+        self._round_idx = round_idx
+        cohort = setup.cohort(round_idx)
+        phases_before = self._phase_sums()
+        self._share_state(round_idx, cohort)
+        with rank.timer.phase("aggregate"):
+            self._algorithm.begin_round(round_idx, cohort)
+        epochs = setup.config.train.local_epochs
+        self._dispatcher.begin({client: setup.num_samples(client) * epochs for client in cohort})
+        self._deal()
+        self._ledger_work()
+        nbytes = {"down": 0, "up": 0}
+        loss_sum = num_samples = 0.0
+        for num_done, client_id in enumerate(cohort):
+            rank.wait_until(lambda: client_id in self._replies, self._waiting_for, may_work=True)  # noqa: B023
+            reply = self._replies.pop(client_id)
+            held_nbytes = reply.held_nbytes
+            result = reply.result(rank, setup.schema)
+            with rank.timer.phase("aggregate"):
+                self._algorithm.aggregate(round_idx, client_id, result)
+            self._held_nbytes -= held_nbytes
+            with rank.timer.phase("log"):
+                for row in reply.rows:
+                    self._ledger.add_message(row)
+                    nbytes[row.direction] += row.wire_nbytes
+            if reply.report.num_samples:
+                loss_sum += reply.report.loss * reply.report.num_samples
+                num_samples += reply.report.num_samples
+            self._listeners.client_done(round_idx, num_done + 1, len(cohort))
+        # What is framed in place must have left before it changes.
+        rank.flush()
+        with rank.timer.phase("aggregate"):
+            scalars = self._algorithm.end_round(round_idx)
+        for direction, count in nbytes.items():
+            self._cum_nbytes[direction] += count
+        self._finish_evaluation()
+        self._round_rows.append(
+            {
+                "round_idx": round_idx,
+                "num_clients": len(cohort),
+                "train_loss": loss_sum / num_samples if num_samples else float("nan"),
+                "test_loss": float("nan"),
+                "test_accuracy": float("nan"),
+                "down_nbytes": nbytes["down"],
+                "up_nbytes": nbytes["up"],
+                "cum_down_nbytes": self._cum_nbytes["down"],
+                "cum_up_nbytes": self._cum_nbytes["up"],
+                "density": 1.0,
+                **scalars,
+            }
+        )
+        self._start_evaluation(round_idx)
+        now = self._phase_sums()
+        row = self._round_rows[-1]
+        row["wall_s"] = perf_counter() - start
+        row.update({f"{name}_s": now[i] - phases_before[i] for i, name in enumerate(_TIMED)})
+        if self._algorithm.reads_evaluation:
+            self._finish_evaluation()
+            if not np.isnan(row["test_accuracy"]):
+                self._algorithm.evaluated(round_idx, row["test_loss"], row["test_accuracy"])
+
+    def _deal(self) -> None:
+        """Give out work while workers can take it: clients first, then batches to test."""
+        while not self._dispatcher.all_dealt:
+            if self._dispatcher.free_worker() is None:
+                return
+            client_id = self._dispatcher.next_client(self._held_nbytes)
+            assert client_id is not None
+            self._deal_client(client_id)
+        evaluation = self._evaluation
+        while evaluation is not None and not evaluation.all_dealt:
+            worker = self._dispatcher.free_worker()
+            if worker is None:
+                return
+            self._dispatcher.give(worker, evaluation.deal(worker), 0)
+
+    def _deal_client(self, client_id: int) -> None:
+        state_version, home = self._state_home.get(client_id, (-1, -1))
+        player = None
+        if home >= 0:  # those who see the client's state need not be sent it
+            player = self._dispatcher.free_worker(lambda worker: self._domains[worker] == self._domains[home])
+        if player is None:
+            player = self._dispatcher.free_worker()
+            assert player is not None
+            if home >= 0:
+                want = Envelope(Topic.STATE_WANT, False, state_version, client_id, arg=player)
+                self._rank.send(home, want)
+        cost = self._setup.num_samples(client_id) * self._setup.config.train.local_epochs
+        self._dispatcher.give(player, client_id, cost)
+        host = self._host_of(player)
+        if host == self._rank.comm.rank:
+            self._host.start(self._round_idx, client_id, player, state_version)
+        else:
+            self._away.add(client_id)
+            envelope = Envelope(Topic.HOST, False, self._round_idx, client_id, step=state_version, arg=player)
+            self._rank.send(host, envelope)
+
+    def _host_of(self, player: int) -> int:
+        policy = self._setup.config.server.host
+        if policy == "rank0":
+            return 0
+        if policy == "player":
+            return player
+        return self._workers[(self._workers.index(player) + 1) % len(self._workers)]
+
+    def _share_state(self, round_idx: int, cohort: list[int]) -> None:
+        """Send the server half's state to the ranks that will host conversations."""
+        if self._setup.config.server.host == "rank0" or self._workers == [0]:
+            return
+        state = pack_state(self._algorithm.state_dict(), self._rank.comm.pool)
+        body = join_parts(state, np.array(cohort, np.int64).view(np.uint8))
+        for worker in self._workers:
+            self._rank.send(worker, Envelope(Topic.ROUND, False, round_idx), body)
+
+    def _on_result(self, packet: Packet) -> None:
+        rows, report, times, buffer = split_parts(packet.body)
+        envelope = packet.envelope
+        waiting = message = None
+        floats = unpack_floats(times)
+        if floats:
+            step, send_t, recv_t, encode_s = floats
+            waiting = Arrived(buffer, int(step), send_t, recv_t, encode_s)
+        else:
+            message_class = framing.message_class_of(buffer)
+            message, _ = framing.decode(buffer, (message_class,) if message_class else (), self._setup.schema)
+        self._away.discard(envelope.client_id)
+        self._on_reply(
+            Reply(
+                envelope.round_idx,
+                envelope.client_id,
+                envelope.arg,
+                unpack_rows(rows),
+                TurnReport.from_body(report),
+                message,
+                waiting,
+            )
+        )
+
+    def _on_reply(self, reply: Reply) -> None:
+        self._replies[reply.client_id] = reply
+        nbytes = reply.held_nbytes
+        self._held_nbytes += nbytes
+        self._dispatcher.saw_reply(nbytes)
+        self._dispatcher.take_back(reply.player, reply.client_id)
+        self._last_phases[reply.player] = reply.report.phase_totals
+        self._state_home[reply.client_id] = (reply.round_idx, reply.player)
+        self._deal()
+
+    def _start_evaluation(self, round_idx: int) -> None:
+        config = self._setup.config
+        every = config.evaluate.every
+        if not every or ((round_idx + 1) % every and round_idx + 1 != config.rounds):
+            return
+        model = self._algorithm.global_model()
+        packed = pack_state({"state": model.state_S, "int_buffers": model.ints_I}, self._rank.comm.pool)
+        self._evaluation = Evaluation(
+            self._rank,
+            round_idx,
+            packed,
+            num_test=int(self._setup.dataset.test_labels.size),
+            batch_size=config.evaluate.batch_size,
+            num_workers=len(self._workers),
+        )
+
+    def _on_eval_result(self, packet: Packet) -> None:
+        evaluation = self._evaluation
+        assert evaluation is not None and evaluation.round_idx == packet.envelope.round_idx
+        self._dispatcher.take_back(packet.source, evaluation.take(packet))
+        self._deal()
+
+    def _finish_evaluation(self) -> None:
+        """Wait for the evaluation under way, if any, and complete its round's row."""
+        evaluation = self._evaluation
+        if evaluation is None:
+            return
+        self._deal()
+        self._rank.wait_until(
+            lambda: evaluation.finished, lambda: f"the test of round {evaluation.round_idx}", may_work=True
+        )
+        self._evaluation = None
+        row = next(row for row in self._round_rows if row["round_idx"] == evaluation.round_idx)
+        row["test_loss"], row["test_accuracy"] = evaluation.result()
+
+    def _ledger_work(self) -> None:
+        """Write what is due, now that the workers have work."""
+        self._emit_rounds()
+        with self._rank.timer.phase("log"):
+            self._ledger.write_due()
+
+    def _emit_rounds(self) -> None:
+        """Write and announce the rounds that are complete, in order."""
+        open_round = self._evaluation.round_idx if self._evaluation else -1
+        while self._round_rows and self._round_rows[0]["round_idx"] != open_round:
+            row = self._round_rows.popleft()
+            with self._rank.timer.phase("log"):
+                self._ledger.add_round(row)
+            self._listeners.round_done(row)
+
+    def _waiting_for(self) -> str:
+        away = ", ".join(f"client {client}" for client in sorted(self._away))
+        return "; ".join(text for text in (self._host.waiting_for(), away) if text) or "a reply"
+
+    def _phase_sums(self) -> list[float]:
+        """Return the seconds by phase, summed over ranks, as far as they are known here."""
+        self._last_phases[self._rank.comm.rank] = self._rank.timer.totals()
+        return [sum(column) for column in zip(*self._last_phases.values(), strict=True)]
+
+    def _dismiss_workers(self) -> tuple[int, int, list[list[float]], list[int]]:
+        """Stop the workers; return message bytes, simulation bytes, phase totals and peak memory of all ranks."""
+        byes: dict[int, list[float]] = {}
+        remote = [worker for worker in self._workers if worker != self._rank.comm.rank]
+        self._rank.handlers[Topic.BYE] = lambda packet: byes.__setitem__(packet.source, unpack_floats(packet.body))
+        for worker in remote:
+            self._rank.send(worker, Envelope(Topic.STOP))
+        self._rank.wait_until(lambda: len(byes) == len(remote), lambda: "the workers' last totals")
+        self._rank.flush()
+        traffic = self._rank.comm.traffic
+        message_nbytes, simulation_nbytes = traffic.message_nbytes, traffic.simulation_nbytes
+        phases, peaks = [self._rank.timer.totals()], [peak_memory_nbytes()]
+        for worker in remote:
+            numbers = byes[worker]
+            message_nbytes += int(numbers[0])
+            simulation_nbytes += int(numbers[1])
+            peaks.append(int(numbers[2]))
+            phases.append(numbers[3:])
+        return message_nbytes, simulation_nbytes, phases, peaks
+
+
+def plain_totals(totals: RunTotals, num_ranks: int) -> Mapping[str, Any]:
+    """Return the totals that the ledger keeps as attributes."""
+    return {
+        "simulation_nbytes": totals.simulation_nbytes,
+        "message_nbytes": totals.message_nbytes,
+        "wall_s": totals.wall_s,
+        "num_ranks": num_ranks,
+        "model_digest": totals.model_digest,
+        "torch_threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,90 @@
+"""A worker rank: plays clients, and hosts conversations where the run shares them out, until it is told to stop."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import numpy as np
+
+from fedmpi.algorithms.base import ServerContext, ServerHalf
+from fedmpi.comm.base import ENVELOPE_NBYTES, Envelope, Packet
+from fedmpi.engine.host import Host, Reply
+from fedmpi.engine.phases import PHASES
+from fedmpi.engine.rank import Rank, Topic, pack_floats
+from fedmpi.engine.rows import join_parts, pack_rows, split_parts
+from fedmpi.engine.setup import Setup
+from fedmpi.engine.statefile import unpack_state
+from fedmpi.wire import frame as framing
+
+BYE_NUMBERS = 3 + len(PHASES)
+"""Message bytes, simulation bytes and peak memory, then seconds by phase."""
+
+
+def peak_memory_nbytes() -> int:
+    """Return the most memory that this process has had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def make_server_half(setup: Setup) -> ServerHalf:
+    """Build the algorithm's server half as the configuration has it."""
+    send_seed = setup.config.server.initial_model == "seed"
+    context = ServerContext(setup.config.seed, setup.initial.layout, setup.initial, send_seed)
+    return setup.algorithm.server(setup.algorithm_config, context)
+
+
+def run_worker(rank: Rank, setup: Setup) -> None:
+    """Work until rank 0 says stop, then send it this rank's totals. A `Player` serves the rank already."""
+    stopped = False
+
+    def on_stop(packet: Packet) -> None:
+        nonlocal stopped
+        stopped = True
+
+    rank.handlers[Topic.STOP] = on_stop
+    if setup.config.server.host != "rank0":
+        serve_conversations(rank, setup, make_server_half(setup))
+    rank.wait_until(lambda: stopped, lambda: "its next client from rank 0", may_work=True)
+    rank.flush()
+    send_bye(rank)
+
+
+def serve_conversations(rank: Rank, setup: Setup, algorithm: ServerHalf) -> None:
+    """Host conversations for rank 0: take the state at the start of a round, send back every result."""
+
+    def on_reply(reply: Reply) -> None:
+        buffer = np.empty(0, np.uint8)
+        times: tuple[float, ...] = ()
+        if reply.waiting is not None:
+            waiting = reply.waiting
+            buffer = waiting.body
+            times = (waiting.step, waiting.send_t, waiting.recv_t, waiting.encode_s)
+        else:
+            assert reply.message is not None
+            buffer = framing.encode(reply.message, setup.schema, rank.comm.pool).buffer
+        body = join_parts(pack_rows(reply.rows), pack_floats(*reply.report.floats()), pack_floats(*times), buffer)
+        rank.send(0, Envelope(Topic.RESULT, False, reply.round_idx, reply.client_id, arg=reply.player), body)
+
+    host = Host(rank, algorithm, setup.schema, on_reply)
+
+    def on_round(packet: Packet) -> None:
+        state, cohort = split_parts(packet.body)
+        algorithm.load_state_dict(unpack_state(state, f"the server's state from rank {packet.source}"))
+        algorithm.begin_round(packet.envelope.round_idx, cohort.view(np.int64).tolist())
+
+    def on_host(packet: Packet) -> None:
+        envelope = packet.envelope
+        host.start(envelope.round_idx, envelope.client_id, envelope.arg, envelope.step)
+
+    rank.handlers[Topic.ROUND] = on_round
+    rank.handlers[Topic.HOST] = on_host
+
+
+def send_bye(rank: Rank) -> None:
+    """Send this rank's totals to rank 0; they include this last packet."""
+    traffic = rank.comm.traffic
+    simulation_nbytes = traffic.simulation_nbytes + ENVELOPE_NBYTES + 8 * BYE_NUMBERS
+    numbers = (traffic.message_nbytes, simulation_nbytes, peak_memory_nbytes(), *rank.timer.totals())
+    rank.send(0, Envelope(Topic.BYE), pack_floats(*numbers))
+    rank.flush()
