@@ -1,0 +1,1 @@
+"""What a user reads while a run goes on and when it is over."""

@@ -1,0 +1,52 @@
+"""One place that prints: to the terminal and, the same lines, to the run's log file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class Console:
+    """Prints lines to standard output and to a log.
+
+    Parameters
+    ----------
+    log_path : Path, optional
+    """
+
+    def __init__(self, log_path: Path | None = None) -> None:
+        self._log: TextIO | None = open(log_path, "w", buffering=1) if log_path else None  # noqa: SIM115
+
+    def print(self, text: str = "") -> None:
+        """Print a text; a live bar stays below it."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        if self._log is not None:
+            self._log.write(text + "\n")
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> str:
+    """Lay out a table: the first `left` columns flush left, the others flush right."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = []
+    for row in cells:
+        parts = (cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        lines.append("  " + "  ".join(parts).rstrip())
+    lines.insert(1, "  " + "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def megabytes(nbytes: float) -> str:
+    """Write a number of bytes in MB = 10^6 bytes."""
+    return f"{nbytes / 1e6:.3f}"

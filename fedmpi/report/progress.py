@@ -1,0 +1,56 @@
+"""Progress: one line a round, and on a terminal a live bar beneath."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from fedmpi.report.console import Console, megabytes
+
+
+class Progress:
+    """Listens to the engine and prints.
+
+    Parameters
+    ----------
+    console : Console
+    num_rounds, clients_per_round : int
+    """
+
+    def __init__(self, console: Console, num_rounds: int, clients_per_round: int) -> None:
+        self._console = console
+        self._num_rounds = num_rounds
+        self._clients = clients_per_round
+        self._bar: tqdm[None] | None = None
+        if sys.stdout.isatty():
+            self._bar = tqdm(
+                total=num_rounds * clients_per_round, unit="client", file=sys.stdout, leave=False, dynamic_ncols=True
+            )
+
+    def client_done(self, round_idx: int, num_done: int, num_clients: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.n = round_idx * self._clients + num_done
+            self._bar.set_description(f"round {round_idx + 1}/{self._num_rounds}", refresh=False)
+            self._bar.update(0)
+
+    def round_done(self, values: Mapping[str, float]) -> None:
+        """Print the round's line."""
+        parts = [
+            f"round {int(values['round_idx']) + 1:>{len(str(self._num_rounds))}}/{self._num_rounds}",
+            f"clients {int(values['num_clients'])}",
+            f"train_loss {values['train_loss']:.4f}",
+        ]
+        if not math.isnan(values["test_accuracy"]):
+            parts.append(f"test_loss {values['test_loss']:.4f}  test_acc {values['test_accuracy']:.4f}")
+        parts.append(f"down {megabytes(values['down_nbytes'])} MB  up {megabytes(values['up_nbytes'])} MB")
+        parts.append(f"{values['wall_s']:.3f} s")
+        self._console.print("  ".join(parts))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
