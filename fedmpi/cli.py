@@ -16,7 +16,12 @@ from fedmpi.errors import FedmpiError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    # Overrides may stand before options and after them, which argparse alone does not allow below a command.
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        if not hasattr(args, "overrides") or any(word.startswith("-") for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.overrides += rest
     try:
         status: int = args.command(args)
         return status

@@ -32,6 +32,7 @@ from fedmpi.ledger.writer import LedgerWriter
 from fedmpi.report import banner, summary
 from fedmpi.report.console import Console
 from fedmpi.report.progress import Progress
+from fedmpi.wire.buffers import keep_freed_memory
 
 LEDGER_NAME = "ledger.h5"
 _LAST_WORDS_S = 5.0
@@ -131,6 +132,7 @@ def _work(config: RunConfig, comm: Communicator) -> None:
 def _start_player(rank: Rank, setup: Setup, members: Membership) -> ClientStateStore:
     place = members.places[rank.comm.rank]
     torch.set_num_threads(place.threads)
+    keep_freed_memory()
     device = torch.device(place.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

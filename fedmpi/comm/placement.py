@@ -68,6 +68,7 @@ class Place:
         Ranks on its host.
     num_cores : int
         Cores that the ranks of its host may use together.
+    pid : int
     """
 
     rank: int
@@ -80,6 +81,7 @@ class Place:
     threads: int
     num_local: int
     num_cores: int
+    pid: int
 
     @property
     def core_to_spare(self) -> bool:
@@ -128,8 +130,11 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
             users[device] = users.get(device, 0) + is_worker
             threads = max(1, len(cores) // len(local)) if config.threads == "auto" else config.threads
             role = "both" if len(facts) == 1 else "worker" if fact.rank else "server"
+            own_cores = _ranges(fact.cores)
             places.append(
-                Place(fact.rank, role, host, local_rank, device, name, _ranges(fact.cores), threads, len(local), len(cores))
+                Place(
+                    fact.rank, role, host, local_rank, device, name, own_cores, threads, len(local), len(cores), fact.pid
+                )
             )
         threads = places[-1].threads
         if len(workers) * threads > len(cores) and users.get("cpu"):

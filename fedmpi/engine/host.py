@@ -187,7 +187,7 @@ class Host:
         """Say what is still expected, for a time-out's message."""
         return ", ".join(
             f"client {h.client_id} on rank {h.player} (round {h.round_idx}, "
-            f"{'end of turn' if h.ended else '/'.join(c.kind for c in h.expected)})"
+            f"{'end of turn' if h.ended and (h.message or h.inbox) else '/'.join(c.kind for c in h.expected)})"
             for h in self._hosted.values()
         )
 
@@ -206,7 +206,8 @@ class Host:
     def _on_done(self, packet: Packet) -> None:
         hosted = self._find(packet)
         hosted.report = TurnReport.from_body(packet.body)
-        if not hosted.ended:
+        # Packets keep their order: what the client has not sent before the end of its turn will not come.
+        if not hosted.ended or (hosted.message is None and not hosted.inbox):
             wanted = "/".join(c.kind for c in hosted.expected)
             raise ProtocolError(
                 f"client {hosted.client_id} on rank {hosted.player} ended its turn of round {hosted.round_idx}, while the "
@@ -280,8 +281,6 @@ class Host:
             return
         waiting = None
         if hosted.message is None:
-            if not hosted.inbox:
-                return
             waiting = hosted.inbox.popleft()
             found = framing.message_class_of(waiting.body)
             if found not in hosted.expected:

@@ -105,13 +105,17 @@ class Server:
         start = perf_counter()
         num_rounds = self._setup.config.rounds
         stopped = False
-        for round_idx in range(num_rounds):
-            if stop_requested():
-                stopped, num_rounds = True, round_idx
-                break
-            self._round(round_idx)
-        self._finish_evaluation()
-        self._emit_rounds()
+        try:
+            for round_idx in range(num_rounds):
+                if stop_requested():
+                    stopped, num_rounds = True, round_idx
+                    break
+                self._round(round_idx)
+            self._finish_evaluation()
+        finally:
+            # If something has failed, what is known of the last rounds is kept, untested.
+            self._evaluation = None
+            self._emit_rounds()
         model = self._algorithm.global_model()
         state, ints = model.state_S.numpy(), model.ints_I.numpy()
         if self._setup.config.ledger.save_model:

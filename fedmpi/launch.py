@@ -1,0 +1,120 @@
+"""``fedmpi launch``: start this environment's own mpiexec, and say in words how the job ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fedmpi.errors import FedmpiError, PlacementError
+
+MPI_ENVIRONMENT: Mapping[str, str] = {
+    # Open MPI refuses root and more ranks than cores unless told otherwise; MPICH ignores all four.
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+}
+
+_TAIL_NBYTES = 20_000
+_KILLED = (
+    # MPICH's launcher names the process, Open MPI's the rank too.
+    re.compile(r"PID (?P<pid>\d+) RUNNING AT (?P<host>\S+)[\s\S]*?EXIT STRING: [^\n]*\(signal (?P<signal>\d+)\)"),
+    re.compile(r"rank \d+ with PID (?P<pid>\d+) on node (?P<host>\S+) exited on\s+signal (?P<signal>\d+)"),
+)
+
+
+def find_mpiexec() -> str:
+    """Return the mpiexec beside this python, else the one on PATH.
+
+    Raises
+    ------
+    PlacementError
+        If there is none.
+    """
+    own = Path(sysconfig.get_path("scripts")) / "mpiexec"
+    found = str(own) if own.exists() else shutil.which("mpiexec")
+    if found is None:
+        raise PlacementError("no mpiexec beside this python nor on PATH; pip install 'fedmpi[mpich]' brings one")
+    return found
+
+
+def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
+    """Run ``fedmpi ARGUMENTS`` on `num_ranks` ranks of this machine.
+
+    Returns
+    -------
+    int
+        The job's exit status; 128 + the signal's number if a rank was killed.
+    """
+    if num_ranks < 1:
+        raise PlacementError(f"-n must be at least 1, got {num_ranks}")
+    command = [find_mpiexec(), "-n", str(num_ranks), sys.executable, "-m", "fedmpi", *arguments]
+    process = subprocess.Popen(
+        command, env={**os.environ, **MPI_ENVIRONMENT}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        # MPICH's and Open MPI's launchers pass USR1 on to every rank; a rank stops after its round.
+        signal.signal(number, lambda *_: process.send_signal(signal.SIGUSR1))
+    try:
+        tail = _pass_on(process)
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        return 128 + signal.SIGINT
+    for pattern in _KILLED:
+        killed = pattern.search(tail)
+        if killed:
+            number = int(killed["signal"])
+            name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+            who, rest = _what_is_left(out, int(killed["pid"]))
+            print(
+                f"fedmpi: error: {who} (process {killed['pid']}) on {killed['host']} was killed by signal {number} ({name}), "
+                f"and the job with it; {rest}",
+                file=sys.stderr,
+            )
+            return 128 + number
+    return status
+
+
+def _what_is_left(out: Path, pid: int) -> tuple[str, str]:
+    """Return which rank a process was, and what its run's ledger holds, as far as the ledger tells."""
+    from fedmpi.ledger.reader import Ledger
+
+    path = out / "ledger.h5"
+    try:
+        with Ledger(path) as ledger:
+            summary = ledger.summary()
+            ranks = [f"rank {row['rank']}" for row in ledger.placement if row.get("pid") == pid]
+    except FedmpiError as error:
+        return "a rank", f"no readable ledger is left: {error}"
+    rest = f"{path} holds {summary['num_messages']} messages of {summary['rounds']} complete rounds"
+    return ranks[0] if ranks else "a rank", rest
+
+
+def _pass_on(process: subprocess.Popen[bytes]) -> str:
+    """Copy the job's output to this process's as it comes; return the end of it."""
+    assert process.stdout is not None and process.stderr is not None
+    tail = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, sys.stdout.buffer)
+        selector.register(process.stderr, selectors.EVENT_READ, sys.stderr.buffer)
+        while selector.get_map():
+            for key, _ in selector.select():
+                data = os.read(key.fd, 65536)
+                if not data:
+                    selector.unregister(key.fileobj)
+                    continue
+                key.data.write(data)
+                key.data.flush()
+                tail = (tail + data)[-_TAIL_NBYTES:]
+    return tail.decode(errors="replace")

@@ -1,0 +1,228 @@
+"""Reading a ledger; needs neither torch nor MPI."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from fedmpi.errors import OutputError
+from fedmpi.ledger.digest import ledger_digest, model_digest
+from fedmpi.ledger.schema import (
+    DIRECTIONS,
+    FILETYPE,
+    FORMAT_VERSION,
+    MESSAGE_COLUMNS,
+    NAME_COLUMNS,
+    ROUND_COLUMNS,
+)
+
+Array = np.ndarray[Any, Any]
+
+
+class Ledger:
+    """A ledger opened for reading; use it in a ``with`` statement.
+
+    Parts are read when first asked for. Datasets that a torn flush left unequally long are cut to their common prefix.
+
+    Parameters
+    ----------
+    path : Path
+        The HDF5 file.
+
+    Attributes
+    ----------
+    attrs : dict of str to str, int or float
+        Root attributes: versions, commit, totals.
+
+    Raises
+    ------
+    OutputError
+        If the file is missing, no HDF5, no ledger, of a newer format, truncated, or being written; and when a part
+        that is asked for cannot be read.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._file = _open(self.path)
+        try:
+            with self._naming_errors():
+                self.attrs: dict[str, Any] = {name: _plain(value) for name, value in self._file.attrs.items()}
+            self._check_format()
+        except OutputError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; parts already read stay."""
+        self._file.close()
+
+    @property
+    def status(self) -> str:
+        """``"done"``, ``"stopped"``, ``"failed: words"``, or ``"running"`` if no end was recorded."""
+        return str(self.attrs.get("status", "running"))
+
+    @cached_property
+    def config_yaml(self) -> str:
+        """The run's resolved configuration."""
+        with self._naming_errors():
+            return str(self._file["config"].asstr()[()])
+
+    @cached_property
+    def messages(self) -> dict[str, Array]:
+        """Columns of `schema.MESSAGE_COLUMNS`, each of shape (num_messages,); direction, kind and codec as str."""
+        with self._naming_errors():
+            group = self._file["messages"]
+            names = {column.name: self._file[f"names/{column.name}"][:].astype(str) for column in NAME_COLUMNS}
+            names["direction"] = np.array(DIRECTIONS)
+            num_rows = min(len(group[column.name]) for column in MESSAGE_COLUMNS)
+            columns = {column.name: group[column.name][:num_rows] for column in MESSAGE_COLUMNS}
+        for name, table in names.items():
+            # A torn flush can also leave rows whose name did not reach the file.
+            unknown = np.flatnonzero(columns[name] >= len(table))
+            num_rows = min(num_rows, int(unknown[0])) if len(unknown) else num_rows
+        columns = {name: values[:num_rows] for name, values in columns.items()}
+        return columns | {name: table[columns[name]] for name, table in names.items()}
+
+    @cached_property
+    def rounds(self) -> dict[str, Array]:
+        """Columns of `schema.ROUND_COLUMNS` and the algorithm's scalars (float64), each of shape (num_rounds,)."""
+        fixed = [column.name for column in ROUND_COLUMNS]
+        with self._naming_errors():
+            group = self._file["rounds"]
+            num_rows = min(len(group[name]) for name in fixed)
+            columns = {name: group[name][:num_rows] for name in fixed}
+            for name in group:
+                if name not in columns:
+                    values = group[name][:num_rows]
+                    columns[name] = np.pad(values, (0, num_rows - len(values)), constant_values=np.nan)
+        return columns
+
+    @cached_property
+    def placement(self) -> list[dict[str, Any]]:
+        """The placement table, one dict of str and int a rank; empty if none was stored."""
+        with self._naming_errors():
+            if "placement" not in self._file:
+                return []
+            group = self._file["placement"]
+            columns = [dset.asstr()[:] if h5py.check_string_dtype(dset.dtype) else dset[:] for dset in group.values()]
+            return [dict(zip(group, map(_plain, row), strict=True)) for row in zip(*columns, strict=False)]
+
+    @cached_property
+    def partition(self) -> tuple[Array, Array] | None:
+        """Samples of each client, shape (num_clients,), and by class, (num_clients, num_classes), int64; or None."""
+        with self._naming_errors():
+            if "partition" not in self._file:
+                return None
+            return self._file["partition/sizes"][:], self._file["partition/class_counts"][:]
+
+    @cached_property
+    def model(self) -> tuple[Array, Array] | None:
+        """The final model's floats (float32, 1-D) and integer buffers (int64, 1-D), or None."""
+        with self._naming_errors():
+            if "model" not in self._file:
+                return None
+            return self._file["model/state"][:], self._file["model/ints"][:]
+
+    @cached_property
+    def model_layout(self) -> list[tuple[str, tuple[int, ...], int]]:
+        """Name, shape and offset (in elements) of each of the model's tensors; empty if no model was stored."""
+        with self._naming_errors():
+            if "model" not in self._file:
+                return []
+            entries = json.loads(self._file["model/layout"].asstr()[()])
+        return [(name, tuple(shape), offset) for name, shape, offset in entries]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a run came to; a value that the file does not hold is None.
+
+        Returns
+        -------
+        dict
+            status; rounds, num_messages, num_ranks (counts); accuracy (fraction) and loss of the last test;
+            up_nbytes, down_nbytes and their sum wire_nbytes, from the message rows, so that a killed run has them;
+            simulation_nbytes; wall_s; model_digest, ledger_digest (hex).
+        """
+        messages, rounds = self.messages, self.rounds
+        tested = np.flatnonzero(~np.isnan(rounds["test_accuracy"]))
+        is_down = messages["direction"] == DIRECTIONS[0]
+        down_nbytes = int(messages["wire_nbytes"][is_down].sum())
+        up_nbytes = int(messages["wire_nbytes"][~is_down].sum())
+        num_rounds = len(rounds["round_idx"])
+        return {
+            "status": self.status,
+            "rounds": num_rounds,
+            "accuracy": float(rounds["test_accuracy"][tested[-1]]) if len(tested) else None,
+            "loss": float(rounds["test_loss"][tested[-1]]) if len(tested) else None,
+            "num_messages": len(is_down),
+            "up_nbytes": up_nbytes,
+            "down_nbytes": down_nbytes,
+            "wire_nbytes": down_nbytes + up_nbytes,
+            "simulation_nbytes": self.attrs.get("simulation_nbytes"),
+            "wall_s": self.attrs.get("wall_s", float(rounds["wall_s"].sum()) if num_rounds else None),
+            "num_ranks": self.attrs.get("num_ranks", len(self.placement) or None),
+            "model_digest": self.attrs.get("model_digest", model_digest(*self.model) if self.model else None),
+            "ledger_digest": ledger_digest(messages),
+        }
+
+    def _check_format(self) -> None:
+        filetype = self.attrs.get("filetype")
+        if filetype != FILETYPE:
+            raise OutputError(
+                f"{self.path}: expected a fedmpi ledger (attribute filetype = {FILETYPE!r}), got an HDF5 file with "
+                f"filetype = {filetype!r}; give the ledger that a run wrote"
+            )
+        version = self.attrs.get("format_version")
+        if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+            raise OutputError(
+                f"{self.path}: expected a ledger of format version at most {FORMAT_VERSION}, got {version}; read it "
+                f"with the fedmpi that wrote it, or a newer one"
+            )
+
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise OutputError(
+                f"{self.path}: expected a whole ledger, got a part that cannot be read ({error}); the file is damaged: "
+                f"copy it again, or run again"
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _open(path: Path) -> h5py.File:
+    wanted = f"{path}: expected a fedmpi ledger, got"
+    if not path.exists():
+        raise OutputError(f"{wanted} no such file; give the path of the ledger that a run wrote")
+    try:
+        return h5py.File(path, "r", locking="best-effort")
+    except OSError as error:
+        words = str(error)
+        if "truncated file" in words:
+            why = f"a truncated file ({words}); copy it again, or look for a full disk and run again"
+        elif "signature not found" in words:
+            why = "a file that is not HDF5; give the path of the ledger that a run wrote"
+        elif "unable to lock" in words:
+            why = f"one that is being written ({words}); wait for the run's end, or read a copy of the file"
+        else:
+            why = f"a file that cannot be opened ({words}); check that it is readable and whole"
+        raise OutputError(f"{wanted} {why}") from error

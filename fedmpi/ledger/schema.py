@@ -1,0 +1,114 @@
+"""What the ledger's columns are; docs/file_format.md is the same contract in words."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+FILETYPE = "fedmpi-ledger"
+FORMAT_VERSION = 1
+DIRECTIONS = ("down", "up")
+
+
+class Column(NamedTuple):
+    """One 1-D dataset.
+
+    Attributes
+    ----------
+    name : str
+        Name of the dataset in its group.
+    dtype : str
+        NumPy dtype string, always little-endian.
+    unit : str
+        Unit of a value: ``"B"``, ``"bit"``, ``"s"``, or ``"1"`` for counts, indices, codes and fractions.
+    meaning : str
+        One line for a reader.
+    """
+
+    name: str
+    dtype: str
+    unit: str
+    meaning: str
+
+
+MESSAGE_COLUMNS = (
+    Column("round_idx", "<i4", "1", "round, from 0"),
+    Column("step", "<i4", "1", "number of the message within its conversation and direction, from 0"),
+    Column("client_id", "<i4", "1", "virtual client"),
+    Column("rank", "<i4", "1", "MPI rank that played the client"),
+    Column("direction", "|u1", "1", "0 down (server to client), 1 up"),
+    Column("kind", "<u2", "1", "what was sent: index into /names/kind"),
+    Column("codec", "<u2", "1", "how it was coded: index into /names/codec"),
+    Column("header_nbytes", "<u4", "B", "frame header and section table"),
+    Column("payload_nbytes", "<u8", "B", "all behind the header"),
+    Column("wire_nbytes", "<u8", "B", "header + payload: the length of the buffer handed to the communicator"),
+    Column("index_nbytes", "<u8", "B", "part of the payload that says where, if the codec splits so, else 0"),
+    Column("value_nbytes", "<u8", "B", "part of the payload that says what, if the codec splits so, else 0"),
+    Column("dense_nbytes", "<u8", "B", "the same values as plain float32"),
+    Column("bound_nbits", "<f8", "bit", "Shannon bound of what was sent"),
+    Column("paper_nbits", "<f8", "bit", "what the paper's own accounting would say"),
+    Column("num_params", "<u8", "1", "parameters that the message is about"),
+    Column("num_kept", "<u8", "1", "parameters whose value was sent"),
+    Column("encode_s", "<f4", "s", "time to encode, at the sender"),
+    Column("decode_s", "<f4", "s", "time to decode, at the receiver"),
+    Column("send_t", "<f8", "s", "when it was sent, since the run's start"),
+    Column("recv_t", "<f8", "s", "when it was received, since the run's start"),
+)
+
+ROUND_COLUMNS = (
+    Column("round_idx", "<i4", "1", "round, from 0"),
+    Column("num_clients", "<i4", "1", "clients that took part"),
+    Column("train_loss", "<f8", "1", "mean training loss of the round's clients"),
+    Column("test_loss", "<f8", "1", "mean loss over the test set; NaN when not tested"),
+    Column("test_accuracy", "<f8", "1", "fraction of the test set that is right, 0 to 1; NaN when not tested"),
+    Column("down_nbytes", "<u8", "B", "sum of wire_nbytes down in this round"),
+    Column("up_nbytes", "<u8", "B", "sum of wire_nbytes up in this round"),
+    Column("cum_down_nbytes", "<u8", "B", "sum of wire_nbytes down up to and with this round"),
+    Column("cum_up_nbytes", "<u8", "B", "sum of wire_nbytes up up to and with this round"),
+    Column("wall_s", "<f8", "s", "duration of this round on the server"),
+    Column("train_s", "<f8", "s", "local training, summed over ranks"),
+    Column("encode_s", "<f8", "s", "encoding, summed over ranks"),
+    Column("wait_s", "<f8", "s", "waiting for messages, summed over ranks"),
+    Column("decode_s", "<f8", "s", "decoding, summed over ranks"),
+    Column("aggregate_s", "<f8", "s", "aggregation, summed over ranks"),
+    Column("evaluate_s", "<f8", "s", "test of the global model, summed over ranks"),
+    Column("log_s", "<f8", "s", "writing the ledger"),
+    Column("density", "<f8", "1", "kept / all parameters of the global model"),
+)
+
+# The string tables that the codes of messages index: ASCII, padded with zero bytes.
+NAME_NBYTES = 64
+NAME_COLUMNS = (
+    Column("kind", f"|S{NAME_NBYTES}", "1", "names of the kinds of message"),
+    Column("codec", f"|S{NAME_NBYTES}", "1", "names of the codecs"),
+)
+
+
+def extra_round_column(name: str) -> Column:
+    """Return the column of a scalar that the algorithm returned; rounds before the first have NaN."""
+    return Column(name, "<f8", "1", "scalar returned by the algorithm; NaN in rounds without it")
+
+
+class MessageRow(NamedTuple):
+    """One message, in the order of `MESSAGE_COLUMNS`; ``direction`` is ``"down"`` or ``"up"``, names are plain."""
+
+    round_idx: int
+    step: int
+    client_id: int
+    rank: int
+    direction: str
+    kind: str
+    codec: str
+    header_nbytes: int
+    payload_nbytes: int
+    wire_nbytes: int
+    index_nbytes: int
+    value_nbytes: int
+    dense_nbytes: int
+    bound_nbits: float
+    paper_nbits: float
+    num_params: int
+    num_kept: int
+    encode_s: float
+    decode_s: float
+    send_t: float
+    recv_t: float

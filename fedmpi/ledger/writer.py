@@ -1,0 +1,327 @@
+"""Writing the ledger: rows are kept in a list and go to the file in batches, one dataset a column."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5s, h5t
+
+from fedmpi.errors import OutputError
+from fedmpi.ledger.schema import (
+    DIRECTIONS,
+    FILETYPE,
+    FORMAT_VERSION,
+    MESSAGE_COLUMNS,
+    NAME_COLUMNS,
+    NAME_NBYTES,
+    ROUND_COLUMNS,
+    Column,
+    MessageRow,
+    extra_round_column,
+)
+
+_TEXT = h5py.string_dtype()
+# Disk kept in hand beyond what a batch needs: partial chunks, B-tree nodes, and the last words on a full disk.
+_SLACK_NBYTES = 1 << 20
+_STRUCT_CODES = {"|u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q", "<i4": "i", "<f4": "f", "<f8": "d"}
+_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+
+
+class _Table:
+    """The equally long 1-D datasets of a group, appended to in batches.
+
+    They are written through h5py's low-level calls: ``dataset[n:] = batch`` costs ten times as much, for every column.
+    """
+
+    def __init__(self, group: h5py.Group, columns: Iterable[Column], chunk_rows: int) -> None:
+        self._group = group
+        self._chunk_rows = chunk_rows
+        self._datasets: dict[str, tuple[Any, Any]] = {}
+        self.dtypes: dict[str, str] = {}
+        self.num_rows = 0
+        for column in columns:
+            self.add_column(column)
+
+    def add_column(self, column: Column) -> None:
+        """Create a dataset; rows that are already there read as its fill value, NaN where there is one."""
+        dataset = self._group.create_dataset(
+            column.name,
+            shape=(self.num_rows,),
+            maxshape=(None,),
+            chunks=(self._chunk_rows,),
+            dtype=column.dtype,
+            fillvalue=math.nan if "f" in column.dtype else None,
+        )
+        dataset.attrs["unit"] = column.unit
+        dataset.attrs["meaning"] = column.meaning
+        self._datasets[column.name] = dataset.id, h5t.py_create(np.dtype(column.dtype))
+        self.dtypes[column.name] = column.dtype
+
+    def append(self, batch: Mapping[str, np.ndarray[Any, Any]], num_rows: int) -> None:
+        """Write ``num_rows`` values of each column, in the column's dtype."""
+        end = self.num_rows + num_rows
+        memory = h5s.create_simple((num_rows,))
+        space = h5s.create_simple((end,), (h5s.UNLIMITED,))
+        space.select_hyperslab((self.num_rows,), (num_rows,))
+        for name, (dataset, memory_type) in self._datasets.items():
+            dataset.set_extent((end,))
+            dataset.write(memory, space, batch[name], memory_type)
+        self.num_rows = end
+
+
+class LedgerWriter:
+    """The one writer of a run's ledger.
+
+    Parameters
+    ----------
+    path : Path
+        File to create; its folder exists, the file does not.
+    attrs : mapping of str to str, int or float
+        Root attributes known at the start: versions, commit, command, ``num_ranks``.
+    config_yaml : str
+        The resolved configuration.
+    flush_s : float
+        Seconds between flushes by `write_due`; a killed run loses at most the rows since.
+
+    Raises
+    ------
+    OutputError
+        Here and in every method that writes: naming the file and the cause. Space is reserved before HDF5 is asked to
+        write, so a full disk leaves the file as the last flush left it, and the rows wait for the next try.
+    """
+
+    def __init__(self, path: Path, *, attrs: Mapping[str, str | int | float], config_yaml: str, flush_s: float) -> None:
+        self.path = Path(path)
+        self._flush_s = flush_s
+        self._values: list[Any] = []  # of the rows that wait, one after the other
+        self._rounds: list[dict[str, float]] = []
+        self._codes: dict[str, dict[str, int]] = {column.name: {} for column in NAME_COLUMNS}
+        self._codes["direction"] = {name: code for code, name in enumerate(DIRECTIONS)}
+        self._reserved_nbytes = 0
+        self._broken = False
+        if self.path.exists():
+            raise OutputError(f"{self.path}: expected no file there, got one; remove it or write elsewhere")
+        with self._naming_errors():
+            # Locking by "best-effort" because some cluster file systems cannot lock at all.
+            root = h5py.File(self.path, "x", locking="best-effort")
+            self._file: h5py.File | None = root
+            self._reserve(len(config_yaml.encode()))
+            root.attrs.update({**attrs, "filetype": FILETYPE, "format_version": FORMAT_VERSION, "status": "running"})
+            root.create_dataset("config", data=config_yaml, dtype=_TEXT)
+            names = root.create_group("names")
+            self._name_tables = {column.name: _Table(names, [column], chunk_rows=16) for column in NAME_COLUMNS}
+            self._message_table = _Table(root.create_group("messages"), MESSAGE_COLUMNS, chunk_rows=2048)
+            self._round_table = _Table(root.create_group("rounds"), ROUND_COLUMNS, chunk_rows=256)
+        self.flush()
+
+    def add_message(self, row: MessageRow) -> None:
+        """Keep one row for the next flush."""
+        self._values.extend(row)
+
+    def add_round(self, values: Mapping[str, float]) -> None:
+        """Keep one row of `rounds`: its fixed columns, and any scalar by the name of its column.
+
+        A missing float is NaN. A missing integer, or a scalar whose name holds a slash, is a ValueError of the next
+        flush, as is a value that its column cannot hold.
+        """
+        self._rounds.append(dict(values))
+
+    def write_due(self, now: float | None = None) -> None:
+        """Flush if rows wait and ``flush_s`` has passed since the last flush.
+
+        Parameters
+        ----------
+        now : float, optional
+            A reading of `time.monotonic`, seconds.
+        """
+        if now is None:
+            now = time.monotonic()
+        if now - self._flushed_at >= self._flush_s and (self._values or self._rounds):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write and flush everything now."""
+        self._flushed_at = time.monotonic()
+        with self._naming_errors():
+            if self._values or self._rounds:
+                self._reserve(32 * len(self._values) + 512 * len(self._rounds))
+                self._write_messages()
+                self._write_rounds()
+            self._open_file().flush()
+
+    def set_placement(self, rows: Sequence[Mapping[str, str | int]]) -> None:
+        """Store the placement table, one row a rank; all rows have the keys of the first."""
+        with self._naming_errors():
+            self._reserve(1024 * len(rows))
+            group = self._open_file().create_group("placement")
+            for name in rows[0] if rows else ():
+                values = [row[name] for row in rows]
+                group.create_dataset(name, data=values, dtype=_TEXT if isinstance(values[0], str) else "<i8")
+
+    def set_partition(self, sizes: np.ndarray[Any, Any], class_counts: np.ndarray[Any, Any]) -> None:
+        """Store who holds what.
+
+        Parameters
+        ----------
+        sizes : int ndarray, shape (num_clients,)
+            Training samples of each client.
+        class_counts : int ndarray, shape (num_clients, num_classes)
+            The same by class.
+        """
+        with self._naming_errors():
+            self._reserve(8 * (sizes.size + class_counts.size))
+            group = self._open_file().create_group("partition")
+            group.create_dataset("sizes", data=sizes, dtype="<i8")
+            group.create_dataset("class_counts", data=class_counts, dtype="<i8")
+
+    def set_model(
+        self,
+        state_f32: np.ndarray[Any, Any],
+        ints_i64: np.ndarray[Any, Any],
+        layout: Sequence[tuple[str, Sequence[int], int]],
+    ) -> None:
+        """Store the final model.
+
+        Parameters
+        ----------
+        state_f32 : ndarray of float32, shape (num_floats,)
+            Parameters, then floating buffers, in stored order.
+        ints_i64 : ndarray of int64, shape (num_ints,)
+            Integer buffers.
+        layout : sequence of (name, shape, offset)
+            Where each tensor lies; the offset counts elements.
+        """
+        text = json.dumps([[name, list(shape), offset] for name, shape, offset in layout])
+        with self._naming_errors():
+            self._reserve(state_f32.nbytes + ints_i64.nbytes + len(text))
+            group = self._open_file().create_group("model")
+            group.create_dataset("state", data=state_f32, dtype="<f4")
+            group.create_dataset("ints", data=ints_i64, dtype="<i8")
+            group.create_dataset("layout", data=text, dtype=_TEXT)
+
+    def finish(self, status: str, totals: Mapping[str, str | int | float]) -> None:
+        """Write all that waits, the totals and the status, and close; a second call does nothing.
+
+        Parameters
+        ----------
+        status : str
+            ``"done"``, ``"stopped"`` or ``"failed: words"``; replaced by the latter if the rows cannot be written.
+        totals : mapping of str to str, int or float
+            Root attributes: ``wall_s``, ``simulation_nbytes``, ``model_digest``, ...
+        """
+        if self._file is None:
+            return
+        failure: Exception | None = None
+        try:
+            self.flush()
+        except Exception as error:  # whatever it was, the file is to be closed with words in it
+            failure, status = error, f"{status}; {error}" if status.startswith("failed") else f"failed: {error}"
+        file, self._file = self._file, None
+        try:
+            with self._naming_errors():
+                if not self._broken:
+                    file.attrs.update({**totals, "status": status})
+                    file.flush()
+                nbytes = file.id.get_filesize()
+                file.close()
+                os.truncate(self.path, min(nbytes, self.path.stat().st_size))
+        except OutputError as error:
+            failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _open_file(self) -> h5py.File:
+        if self._file is None:
+            raise OutputError(f"{self.path}: the ledger is finished, nothing can be added to it")
+        if self._broken:
+            raise OutputError(f"{self.path}: an earlier write failed, nothing can be added to it")
+        return self._file
+
+    def _write_messages(self) -> None:
+        if not self._values:
+            return
+        width = len(MESSAGE_COLUMNS)
+        batch = {}
+        for i, column in enumerate(MESSAGE_COLUMNS):
+            values = self._values[i::width]
+            if column.name in self._codes:
+                values = self._encode_names(column.name, values)
+            try:  # np.array(values, dtype) takes more than twice as long
+                packed = struct.pack(f"<{len(values)}{_STRUCT_CODES[column.dtype]}", *values)
+            except struct.error as error:
+                raise ValueError(f"column {column.name} of messages: {error}") from error
+            batch[column.name] = np.frombuffer(packed, column.dtype)
+        self._message_table.append(batch, len(self._values) // width)
+        self._values.clear()
+
+    def _encode_names(self, column: str, names: Sequence[str]) -> list[int]:
+        codes = self._codes[column]
+        new = sorted(set(names) - codes.keys())
+        if new and column not in self._name_tables:
+            raise ValueError(f"{column} must be one of {list(codes)}, got {new}")
+        if new:
+            encoded = np.array([name.encode("ascii") for name in new])
+            if encoded.itemsize > NAME_NBYTES:
+                raise ValueError(f"a {column} must have a name of at most {NAME_NBYTES} letters, got {new}")
+            table = self._name_tables[column]
+            table.append({column: encoded.astype(table.dtypes[column])}, len(new))
+            codes.update({name: len(codes) + i for i, name in enumerate(new)})
+        return [codes[name] for name in names]
+
+    def _write_rounds(self) -> None:
+        if not self._rounds:
+            return
+        for name in dict.fromkeys(name for row in self._rounds for name in row):
+            if name not in self._round_table.dtypes:
+                if "/" in name:
+                    raise ValueError(f"a scalar's name becomes a dataset's: expected one without '/', got {name!r}")
+                self._round_table.add_column(extra_round_column(name))
+        batch = {
+            name: np.array([row.get(name, math.nan) for row in self._rounds], dtype)
+            for name, dtype in self._round_table.dtypes.items()
+        }
+        self._round_table.append(batch, len(self._rounds))
+        self._rounds.clear()
+
+    def _reserve(self, nbytes: int) -> None:
+        """Make the file system set aside room for ``nbytes`` more and the slack, or raise its OSError.
+
+        HDF5 that runs out of room half-way leaves a file that it will not open again; failing here leaves it whole.
+        """
+        file = self._open_file()
+        begin = file.id.get_filesize()
+        end = begin + nbytes + _SLACK_NBYTES
+        if end <= self._reserved_nbytes or not hasattr(os, "posix_fallocate"):
+            return
+        end += _SLACK_NBYTES
+        try:
+            os.posix_fallocate(file.id.get_vfd_handle(), begin, end - begin)
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                raise _NoRoomError(*error.args) from None
+        self._reserved_nbytes = end
+
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except _NoRoomError as error:
+            raise OutputError(f"cannot write the ledger {self.path}: {error.strerror}; make room there") from None
+        except (OSError, RuntimeError) as error:  # h5py: RuntimeError where HDF5's error class says no more
+            self._broken = True
+            raise OutputError(f"cannot write the ledger {self.path}: {error}") from error
+
+
+class _NoRoomError(OSError):
+    """The file system has no room for the next batch; nothing was touched."""

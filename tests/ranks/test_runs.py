@@ -1,0 +1,231 @@
+"""Runs on several ranks: the same model and the same messages, bit for bit, however they are made."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ALGORITHMS, digests, run_here, small_config
+
+from fedmpi.comm.local import LocalCommunicator
+from fedmpi.ledger.reader import Ledger
+
+TALK = f"{ALGORITHMS / 'talk.py'}:TALK"
+MEMORY = f"{ALGORITHMS / 'memory.py'}:MEMORY"
+
+
+@pytest.fixture
+def shared_folder():
+    """A folder that all ranks of the test see; rank 0 makes and removes it."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    folder = comm.bcast(tempfile.mkdtemp(prefix="fedmpi-test.") if comm.rank == 0 else None)
+    yield Path(folder)
+    comm.Barrier()
+    if comm.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_on_all(folder: Path, name: str, config, comm_class=None, mpi=None, **options: Any) -> Path:
+    """Run on all ranks of the test; return the output folder. Each run has a communicator of its own."""
+    from mpi4py import MPI
+
+    from fedmpi.comm.mpi import MpiCommunicator
+
+    duplicate = (mpi or MPI.COMM_WORLD).Dup()
+    comm = (comm_class or MpiCommunicator)(
+        duplicate, chunk_nbytes=config.comm.chunk_nbytes, limit_nbytes=config.comm.limit_nbytes, **options
+    )
+    assert run_here(config, folder / name, comm) == 0
+    return folder / name
+
+
+def run_alone(folder: Path, name: str, config) -> Path:
+    """Run in this process alone, without MPI."""
+    assert run_here(config, folder / name, LocalCommunicator()) == 0
+    return folder / name
+
+
+class Delaying:
+    """Made into a communicator that dawdles, in sending and in noticing what has come."""
+
+    def __new__(cls, *args: Any, **kwargs: Any):
+        from fedmpi.comm.mpi import MpiCommunicator
+
+        class DelayingCommunicator(MpiCommunicator):
+            def send(self, dest, envelope, body=None):
+                time.sleep(random.random() * 4e-3)
+                super().send(dest, envelope, body)
+
+            def poll(self):
+                return super().poll() if random.random() < 0.5 else None
+
+        return DelayingCommunicator(*args, **kwargs)
+
+
+@pytest.mark.ranks(2, timeout=120)
+def test_two_ranks_agree_with_one_process(shared_folder):
+    check_agreement(shared_folder)
+
+
+@pytest.mark.ranks(3, timeout=120)
+def test_three_ranks_agree_with_one_process(shared_folder):
+    check_agreement(shared_folder)
+
+
+@pytest.mark.ranks(5, timeout=150)
+def test_five_ranks_agree_with_one_process(shared_folder):
+    check_agreement(shared_folder)
+
+
+def check_agreement(folder: Path) -> None:
+    """Compare runs on the ranks of the test with runs in one process."""
+    from mpi4py import MPI
+
+    rank = MPI.COMM_WORLD.rank
+    folder_here = folder / f"config{rank}"
+    folder_here.mkdir()
+    fedavgm = {"algorithm": {"name": "fedavgm"}}
+    talk = {"algorithm": {"name": TALK}}
+    first = {"algorithm": {"name": TALK, "client_first": True}}
+    memory = {"algorithm": {"name": MEMORY}, "rounds": 5}
+    own_folders = {**memory, "placement": {"state_dir": str(folder / "state{rank}")}}
+    cases: list[tuple[str, str, dict[str, Any], Any]] = [
+        ("plain", "plain", {}, None),
+        ("delayed", "plain", {}, Delaying),
+        ("chunked", "plain", {"comm": {"chunk_nbytes": 1000}}, None),
+        ("ordered", "plain", {"server": {"hold_nbytes": 0}}, None),
+        ("full", "full", {"server": {"initial_model": "full"}}, None),
+        ("no bell", "fedavgm", {**fedavgm, "comm": {"doorbell": False}}, None),
+        ("talk on rank 0", "talk", talk, None),
+        ("talk with the player", "talk", {**talk, "server": {"host": "player"}}, None),
+        ("talk with a peer, delayed", "talk", {**talk, "server": {"host": "peer"}}, Delaying),
+        ("fedavg with a peer", "plain", {"server": {"host": "peer"}}, None),
+        ("client first", "first", first, None),
+        ("client first, with a peer", "first", {**first, "server": {"host": "peer"}}, None),
+        ("memory", "memory", memory, None),
+        ("memory moved", "memory", own_folders, Delaying),
+    ]
+    sections = {"plain": {}, "full": cases[4][2], "fedavgm": fedavgm, "talk": talk, "first": first, "memory": memory}
+    expected = {}
+    if rank == 0:
+        expected = {
+            name: digests(run_alone(folder, f"{name} alone", small_config(folder_here, **changes)))
+            for name, changes in sections.items()
+        }
+        assert len(set(expected.values())) == len(expected), "the cases must differ, or equality says nothing"
+    simulation_nbytes: dict[str, int] = {}
+    for name, like, changes, comm_class in cases:
+        out = run_on_all(folder, name, small_config(folder_here, **changes), comm_class)
+        if rank == 0:
+            assert digests(out) == expected[like], name
+            with Ledger(out / "ledger.h5") as ledger:
+                simulation_nbytes[name] = ledger.summary()["simulation_nbytes"]
+    if rank == 0 and MPI.COMM_WORLD.size > 2:  # with one worker there is nowhere to move to
+        assert simulation_nbytes["memory moved"] > simulation_nbytes["memory"]
+    out = run_on_all(folder, "no evaluation", small_config(folder_here, evaluate={"every": 0}))
+    if rank == 0:
+        assert digests(out) == expected["plain"]
+
+
+@pytest.mark.ranks(3, timeout=60, env={"FI_PROVIDER": "tcp", "UCX_TLS": "tcp,self", "MPIR_CVAR_NOLOCAL": "1"})
+def test_over_tcp_only(shared_folder):
+    from mpi4py import MPI
+
+    rank = MPI.COMM_WORLD.rank
+    folder_here = shared_folder / f"config{rank}"
+    folder_here.mkdir()
+    config = small_config(folder_here, "model.hidden=[600]", "rounds=2")  # 370 kB a message: no eager send
+    out = run_on_all(shared_folder, "tcp", config)
+    if rank == 0:
+        assert digests(out) == digests(run_alone(shared_folder, "alone", config))
+
+
+class CountingComm:
+    """Stands before an MPI communicator and counts what is sent through it."""
+
+    def __init__(self, comm: Any) -> None:
+        self.comm = comm
+        self.nbytes = 0
+
+    def Dup(self) -> CountingComm:
+        self.comm = self.comm.Dup()
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.comm, name)
+        if name.lower().startswith(("get_", "improbe", "irecv", "abort")):
+            return found
+
+        def counted(data: Any, *args: Any, **kwargs: Any) -> Any:
+            assert name == "Isend", f"{name} moves bytes that nobody counts"
+            buffer = data[0] if isinstance(data, list) else data
+            self.nbytes += memoryview(buffer).nbytes
+            return found(data, *args, **kwargs)
+
+        return counted
+
+
+@pytest.mark.ranks(3, timeout=90)
+def test_every_byte_that_mpi_carried_is_in_the_ledger(shared_folder):
+    from mpi4py import MPI
+
+    rank = MPI.COMM_WORLD.rank
+    folder_here = shared_folder / f"config{rank}"
+    folder_here.mkdir()
+    for host in ("rank0", "player", "peer"):
+        for name in ("fedavg", TALK, MEMORY):
+            counting = CountingComm(MPI.COMM_WORLD)
+            config = small_config(folder_here, algorithm={"name": name}, server={"host": host})
+            out = run_on_all(shared_folder, "counted", config, mpi=counting)
+            carried = MPI.COMM_WORLD.allreduce(counting.nbytes)
+            if rank == 0:
+                with Ledger(out / "ledger.h5") as ledger:
+                    summary = ledger.summary()
+                assert summary["wire_nbytes"] + summary["simulation_nbytes"] == carried, (host, name)
+            MPI.COMM_WORLD.Barrier()
+
+
+@pytest.mark.ranks(3, timeout=60)
+def test_buffers_are_reused_after_the_first_rounds(shared_folder):
+    from mpi4py import MPI
+
+    from fedmpi.comm.mpi import MpiCommunicator
+
+    pools = []
+
+    class Watched(MpiCommunicator):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            pools.append(self.pool)
+
+    rank = MPI.COMM_WORLD.rank
+    folder_here = shared_folder / f"config{rank}"
+    folder_here.mkdir()
+    sizes = {}
+    for rounds in (4, 40):
+        config = small_config(folder_here, f"rounds={rounds}", "model.hidden=[600]", "train.batch_size=200")
+        run_on_all(shared_folder, f"{rounds} rounds", config, Watched)
+        sizes[rounds] = pools[-1].allocated_nbytes
+    # A reply more or less may be held when arrivals cross: two of them, not one a round.
+    assert sizes[40] <= sizes[4] + 2 * 400_000
+
+
+@pytest.mark.mpi
+def test_collective_run_under_somebody_elses_mpirun(shared_folder):
+    """Run by ``mpirun -n 4 python -m pytest --with-mpi``."""
+    from mpi4py import MPI
+
+    rank = MPI.COMM_WORLD.rank
+    folder_here = shared_folder / f"config{rank}"
+    folder_here.mkdir()
+    config = small_config(folder_here)
+    out = run_on_all(shared_folder, "with-mpi", config)
+    if rank == 0:
+        assert digests(out) == digests(run_alone(shared_folder, "alone", config))

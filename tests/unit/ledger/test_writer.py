@@ -1,0 +1,214 @@
+"""The writer: everything comes back, a kill or a full disk leaves a file that opens."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmpi.errors import OutputError
+from fedmpi.ledger.reader import Ledger
+from fedmpi.ledger.schema import MESSAGE_COLUMNS, ROUND_COLUMNS, MessageRow
+from fedmpi.ledger.writer import LedgerWriter
+
+INTEGERS = ("round_idx", "num_clients", "down_nbytes", "up_nbytes", "cum_down_nbytes", "cum_up_nbytes")
+
+
+def message(i: int, kind: str = "model", codec: str = "dense") -> MessageRow:
+    direction = ("down", "up")[i % 2]
+    return MessageRow(
+        i // 4, 0, i // 2, 1, direction, kind, codec, 96, 2**40 + i, 2**40 + i + 96, 1, 2, 3, 4.5, 5.5, 7, 6, 0.5, 0.25,
+        i + 0.1, i + 0.2,
+    )  # fmt: skip
+
+
+def make(path: Path, **options) -> LedgerWriter:
+    return LedgerWriter(path, **{"attrs": {"num_ranks": 3}, "config_yaml": "seed: 1\n", "flush_s": 60.0} | options)
+
+
+def a_round(round_idx: int, **values) -> dict:
+    return dict.fromkeys(INTEGERS, 10) | {"round_idx": round_idx} | values
+
+
+def test_schema_matches_row():
+    assert tuple(column.name for column in MESSAGE_COLUMNS) == MessageRow._fields
+    assert len({column.name for column in ROUND_COLUMNS}) == len(ROUND_COLUMNS)
+
+
+def test_round_trip(tmp_path):
+    writer = make(tmp_path / "l.h5", attrs={"commit": "abc", "num_ranks": 3, "hours": 1.5})
+    # Two batches that straddle a chunk's end, with a name that appears late.
+    rows = [message(i) for i in range(2047)] + [message(i, kind="mask", codec="rice") for i in range(2047, 2100)]
+    for i, row in enumerate(rows):
+        writer.add_message(row)
+        if i == 1500:
+            writer.flush()
+    writer.set_placement([{"rank": 0, "host": "n1", "gpu": "-"}, {"rank": 1, "host": "n2", "gpu": "H200"}])
+    writer.set_partition(np.array([3, 4]), np.array([[1, 2], [0, 4]]))
+    writer.set_model(np.arange(6, dtype=np.float32), np.array([2**60]), [("w", (2, 3), 0)])
+    writer.finish("done", {"wall_s": 2.5, "simulation_nbytes": 77})
+    writer.finish("failed: twice", {})
+
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert ledger.status == "done"
+        assert ledger.config_yaml == "seed: 1\n"
+        assert ledger.attrs["commit"] == "abc"
+        assert (ledger.attrs["num_ranks"], ledger.attrs["hours"], ledger.attrs["wall_s"]) == (3, 1.5, 2.5)
+        for column, values in zip(MESSAGE_COLUMNS, zip(*rows, strict=True), strict=True):
+            got = ledger.messages[column.name]
+            assert got.tolist() == list(values), column.name
+            if column.name not in ("direction", "kind", "codec"):
+                assert got.dtype == column.dtype
+        assert ledger.placement[1] == {"rank": 1, "host": "n2", "gpu": "H200"}
+        assert ledger.partition is not None
+        assert ledger.partition[1].tolist() == [[1, 2], [0, 4]]
+        assert ledger.model is not None
+        assert ledger.model[0].tolist() == [0, 1, 2, 3, 4, 5]
+        assert ledger.model[1].tolist() == [2**60]
+        assert ledger.model_layout == [("w", (2, 3), 0)]
+
+
+def test_scalar_that_appears_late(tmp_path):
+    writer = make(tmp_path / "l.h5")
+    writer.add_round(a_round(0, test_accuracy=0.5))
+    writer.flush()
+    writer.add_round(a_round(1, rho=0.25))
+    writer.add_round(a_round(2))
+    writer.add_round(a_round(3, other=1))
+    writer.finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger:
+        rounds = ledger.rounds
+    assert rounds["round_idx"].tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(rounds["rho"], [np.nan, 0.25, np.nan, np.nan])
+    np.testing.assert_array_equal(rounds["other"], [np.nan] * 3 + [1])
+    np.testing.assert_array_equal(rounds["test_accuracy"], [0.5] + [np.nan] * 3)
+
+
+def test_write_due(tmp_path):
+    writer = make(tmp_path / "l.h5", flush_s=5.0)
+    writer.add_message(message(0))
+    now = writer._flushed_at
+    writer.write_due(now + 4.9)
+    assert writer._message_table.num_rows == 0
+    writer.write_due(now + 5.0)
+    assert writer._message_table.num_rows == 1
+    writer.finish("stopped", {})
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (message(0)._replace(direction="sideways"), "direction must be one of"),
+        (message(0)._replace(header_nbytes=2**32), "column header_nbytes"),
+        (message(0)._replace(num_kept=1.5), "column num_kept"),
+        (message(0, kind="k" * 65), "at most 64"),
+    ],
+)
+def test_bad_row_is_named_and_the_file_closed(tmp_path, row, words):
+    writer = make(tmp_path / "l.h5")
+    writer.add_message(message(0))
+    writer.flush()
+    writer.add_message(row)
+    with pytest.raises(ValueError, match=words):
+        writer.flush()
+    with pytest.raises(ValueError, match=words):
+        writer.finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert ledger.status.startswith("failed: ")
+        assert len(ledger.messages["kind"]) == 1
+
+
+@pytest.mark.parametrize("values", [{"round_idx": 0}, a_round(0, **{"a/b": 1.0})])
+def test_bad_round(tmp_path, values):
+    writer = make(tmp_path / "l.h5")
+    writer.add_round(values)
+    with pytest.raises(ValueError, match=r"integer|'a/b'"):
+        writer.finish("done", {})
+
+
+def test_refuses_to_overwrite_and_missing_folder(tmp_path):
+    make(tmp_path / "l.h5").finish("done", {})
+    with pytest.raises(OutputError, match=r"l\.h5.*expected no file"):
+        make(tmp_path / "l.h5")
+    with pytest.raises(OutputError, match="No such file"):
+        make(tmp_path / "none" / "l.h5")
+
+
+def test_finished_ledger_takes_no_more(tmp_path):
+    writer = make(tmp_path / "l.h5")
+    writer.finish("done", {})
+    writer.add_message(message(0))
+    with pytest.raises(OutputError, match="finished"):
+        writer.flush()
+
+
+def test_finish_gives_back_the_reserve(tmp_path):
+    make(tmp_path / "l.h5").finish("done", {})
+    assert (tmp_path / "l.h5").stat().st_size < 200_000
+
+
+HEAD = """
+import resource, sys, time
+sys.path.insert(0, {here!r})
+from test_writer import *
+writer = make(Path(sys.argv[1]))
+"""
+
+
+def start(code: str, path: Path) -> subprocess.Popen:
+    script = HEAD.format(here=str(Path(__file__).parent)) + code
+    return subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("num_flushed", [0, 3000])
+def test_killed_writer_leaves_a_readable_file(tmp_path, num_flushed):
+    code = f"""
+for i in range({num_flushed}): writer.add_message(message(i))
+if {num_flushed}: writer.add_round(a_round(0)); writer.flush()
+writer.add_message(message(9)); print("ready", flush=True); time.sleep(60)
+"""
+    process = start(code, tmp_path / "l.h5")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with Ledger(tmp_path / "l.h5") as ledger:
+        summary = ledger.summary()
+    assert summary["status"] == "running"
+    assert summary["num_messages"] == num_flushed
+    assert summary["rounds"] == bool(num_flushed)
+    assert summary["wire_nbytes"] == sum(message(i).wire_nbytes for i in range(num_flushed))
+
+
+def test_full_disk(tmp_path):
+    """A limit on the file's size stands in for the full disk; the file keeps the last flush and says what happened."""
+    limit = 4_000_000
+    code = f"""
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+flushed = 0
+try:
+    while flushed < 10**6:
+        for i in range(1000): writer.add_message(message(flushed + i))
+        writer.flush()
+        flushed += 1000
+except OutputError as error:
+    print(error)
+try:
+    writer.finish("done", {{"wall_s": 1.0}})
+except OutputError as error:
+    print("again", error)
+print(flushed)
+"""
+    process = start(code, tmp_path / "l.h5")
+    out = process.communicate(timeout=20)[0].splitlines()
+    assert process.returncode == 0
+    assert "cannot write the ledger" in out[0]
+    assert "l.h5: File too large" in out[0]
+    assert out[1].startswith("again cannot write")
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert ledger.status.startswith("failed: cannot write the ledger")
+        assert ledger.attrs["wall_s"] == 1.0
+        assert len(ledger.messages["kind"]) == int(out[2]) > 0
+        assert ledger.messages["client_id"].tolist() == [i // 2 for i in range(int(out[2]))]

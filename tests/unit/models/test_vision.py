@@ -1,0 +1,123 @@
+"""The image models: exact sizes, the forward pass against one written out, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedmpi.config import NamedSection
+from fedmpi.errors import ConfigError
+from fedmpi.models.registry import ImageShape, build_model, resolve
+
+MNIST, CIFAR = ImageShape(28, 28, 1), ImageShape(32, 32, 3)
+
+
+def build(name: str, shape: ImageShape, num_classes: int = 10, **settings: Any) -> nn.Module:
+    return build_model(resolve(NamedSection(name=name, **settings)), shape, num_classes, init_seed=1)
+
+
+def num_params(module: nn.Module) -> int:
+    return sum(param.numel() for param in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "count"),
+    [
+        ("mnistnet", MNIST, 261_840),
+        ("cifar10net", CIFAR, 782_006),
+        # 1*16*25 + 16, 16*32*25 + 32, 512*128 + 128, 128*10 + 10
+        ("cnn", MNIST, 416 + 12_832 + 65_664 + 1_290),
+        # 3*16*25 + 16, the same, 32*5*5*128 + 128, the same
+        ("cnn", CIFAR, 1_216 + 12_832 + 102_528 + 1_290),
+        ("logreg", MNIST, 7_850),
+        ("logreg", ImageShape(4, 5, 2), 410),
+        ("mlp", MNIST, 784 * 256 + 256 + 2_570),
+    ],
+)
+def test_parameter_counts(name: str, shape: ImageShape, count: int) -> None:
+    assert num_params(build(name, shape)) == count
+
+
+def test_hidden_layers_of_the_perceptron() -> None:
+    module = build("mlp", ImageShape(2, 2, 1), 3, hidden=[5, 7])
+    assert [tuple(layer.weight.shape) for layer in module if isinstance(layer, nn.Linear)] == [(5, 4), (7, 5), (3, 7)]
+    assert num_params(module) == 25 + 42 + 24
+
+
+def plain_forward(module: nn.Module, x: Tensor, pool: int, stride: int) -> Tensor:
+    """Two convolutions, each with pooling and ReLU, then linear layers with ReLU between, from the weights alone."""
+    w = dict(module.named_parameters())
+    for conv in ("conv1", "conv2"):
+        x = torch.clamp(F.max_pool2d(F.conv2d(x, w[f"{conv}.weight"], w[f"{conv}.bias"]), pool, stride), min=0)
+    x = x.reshape(len(x), -1)
+    last = max(int(name.split(".")[1]) for name in w if name.startswith("fc."))
+    for layer in range(last + 1):
+        x = x @ w[f"fc.{layer}.weight"].t() + w[f"fc.{layer}.bias"]
+        if layer < last:
+            x = torch.clamp(x, min=0)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "pool", "stride"), [("cnn", MNIST, 2, 2), ("mnistnet", MNIST, 3, 1), ("cifar10net", CIFAR, 3, 1)]
+)
+def test_forward_returns_the_logits_of_the_network_as_published(
+    name: str, shape: ImageShape, pool: int, stride: int
+) -> None:
+    module = build(name, shape)
+    x = torch.randn(3, shape.channels, shape.height, shape.width, generator=torch.Generator().manual_seed(0))
+    logits = module(x)
+    assert logits.shape == (3, 10)
+    torch.testing.assert_close(logits, plain_forward(module, x, pool, stride), rtol=1e-5, atol=1e-5)
+    assert bool((logits < 0).any())  # neither a softmax nor a ReLU at the end
+
+
+@pytest.mark.parametrize("name", ["logreg", "mlp", "cnn"])
+def test_the_number_of_classes(name: str) -> None:
+    assert build(name, MNIST, 7)(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("mnistnet", CIFAR, r"model.name=mnistnet takes images of \(28, 28, 1\).*got \(32, 32, 3\)"),
+        ("cifar10net", MNIST, r"model.name=cifar10net takes images of \(32, 32, 3\).*got \(28, 28, 1\)"),
+        ("cnn", ImageShape(28, 15, 1), "images of 28 x 15 pixels are too small"),
+        ("cnn", ImageShape(3, 3, 1), "images of 3 x 3 pixels are too small"),
+    ],
+)
+def test_images_of_the_wrong_shape(name: str, shape: ImageShape, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build(name, shape)
+
+
+def test_the_smallest_images_that_fit() -> None:
+    assert build("cnn", ImageShape(16, 16, 1))(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
+
+
+def test_an_unknown_model() -> None:
+    with pytest.raises(ConfigError, match="model.name must be one of cifar10net, cnn, logreg, .*mnistnet, got 'resnet'"):
+        resolve(NamedSection(name="resnet"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"name": "cnn", "width": 3}, r"model\.width: unknown key \(value 3\)"),
+        ({"name": "mlp", "hidden": []}, r"model\.hidden: .*at least 1"),
+        ({"name": "mlp", "hidden": "many"}, r"model\.hidden: .*'many'"),
+        ({"name": "mlp", "hidden": ["a"]}, r"model\.hidden\.0: .*'a'"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        resolve(NamedSection(**settings))
+
+
+def test_hidden_layers_without_units() -> None:
+    with pytest.raises(ConfigError, match=r"model.hidden must be positive, got \[4, 0\]"):
+        build("mlp", MNIST, hidden=[4, 0])

@@ -1,0 +1,259 @@
+"""The configuration: what is accepted, and that every refusal names the key, the value and the rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedmpi.config import (
+    DirichletPartition,
+    IidPartition,
+    RunConfig,
+    TrainConfig,
+    apply_overrides,
+    describe,
+    load_config,
+    validate,
+)
+from fedmpi.errors import ConfigError
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> RunConfig:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, *overrides)
+    assert caught.value.exit_status == 2
+    return str(caught.value)
+
+
+def test_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, "rounds: 3\n")
+    assert config == RunConfig(rounds=3)
+    assert config.partition == IidPartition(num_clients=100)
+    assert (config.algorithm.name, config.model.name) == ("fedavg", "cnn")
+
+
+def test_sections_and_a_union_by_name(tmp_path: Path) -> None:
+    config = load(tmp_path, "rounds: 3\npartition: {name: dirichlet, beta: 0.1, num_clients: 20}\ntrain: {lr: 0.5}\n")
+    assert config.partition == DirichletPartition(beta=0.1, num_clients=20)
+    assert config.train == TrainConfig(lr=0.5)
+
+
+def test_a_named_section_keeps_settings_that_it_does_not_know(tmp_path: Path) -> None:
+    config = load(tmp_path, "rounds: 1\nalgorithm: {name: fedprox, mu: 0.5}\n")
+    assert config.algorithm.model_dump() == {"name": "fedprox", "mu": 0.5}
+
+
+def test_sections_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig(rounds=1).train.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rounds: 1\nlearning_rate: 7\n", ["learning_rate", "unknown key", "7"]),
+        ("rounds: 1\ntrain: {learning_rate: 7}\n", ["train.learning_rate", "unknown key", "7"]),
+        ("rounds: 1\npartition: {name: iid, beta: 0.3}\n", ["partition.beta", "unknown key", "0.3"]),
+        ("rounds: many\n", ["rounds", "integer", "'many'"]),
+        ("rounds: 1.5\n", ["rounds", "integer", "1.5"]),
+        ("rounds: 1\ntrain: 3\n", ["train", "dictionary", "3"]),
+        ("rounds: 1\nalgorithm: fedavg\n", ["algorithm", "dictionary", "'fedavg'"]),
+        ("rounds: 0\n", ["rounds", "greater than or equal to 1", "0"]),
+        ("rounds: 1\nseed: -1\n", ["seed", "greater than or equal to 0", "-1"]),
+        ("rounds: 1\nseed: 9223372036854775808\n", ["seed", "9223372036854775807", "9223372036854775808"]),
+        ("rounds: 1\ntrain: {momentum: 1.0}\n", ["train.momentum", "less than 1", "1.0"]),
+        ("rounds: 1\ntrain: {lr: .nan}\n", ["train.lr", "nan"]),
+        ("rounds: 1\ntrain: {lr: .inf}\n", ["train.lr", "finite", "inf"]),
+        ("rounds: 1\npartition: {name: iid, num_clients: 0}\n", ["partition.num_clients", "equal to 1", "0"]),
+        ("rounds: 1\npartition: {name: sorted}\n", ["partition", "'sorted'", "'iid', 'dirichlet', 'shards'"]),
+        ("rounds: 1\ndata: {augment: flip}\n", ["data.augment", "'none' or 'crop_flip'", "'flip'"]),
+        ("rounds: 1\nmodel: {hidden: 3}\n", ["model.name", "required"]),
+        ("seed: 1\n", ["rounds", "required"]),
+        ("rounds: 1\n2: 3\n", ["2", "3"]),
+    ],
+)
+def test_refusals_name_file_key_value_and_rule(tmp_path: Path, text: str, words: list[str]) -> None:
+    message = refusal(tmp_path, text)
+    for word in ["run.yaml", *words]:
+        assert word in message
+
+
+def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "rounds: 0\ntrain: {lr: -1}\nwhat: 1\n")
+    assert all(key in message for key in ("rounds:", "train.lr:", "what:"))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"), [("", "NoneType"), ("- rounds\n", "list"), ("just words\n", "str"), ("7\n", "int")]
+)
+def test_not_a_mapping(tmp_path: Path, text: str, kind: str) -> None:
+    message = refusal(tmp_path, text)
+    assert "run.yaml" in message
+    assert f"mapping of sections, got {kind}" in message
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent\.yaml"):
+        load_config(tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load_config(tmp_path)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"rounds: \xff\xfe\n")
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        load_config(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [("rounds: 1\nrounds: 2\n", 2, "rounds"), ("rounds: 1\ntrain:\n  lr: 1\n  momentum: 0\n  lr: 2\n", 5, "lr")],
+)
+def test_a_duplicate_key(tmp_path: Path, text: str, line: int, key: str) -> None:
+    message = refusal(tmp_path, text)
+    assert "run.yaml" in message
+    assert f"line {line}: key {key!r} is given twice" in message
+
+
+@pytest.mark.parametrize("text", ["rounds: [1\n", "a: b: c\n", "rounds: !!python/object/apply:os.getpid []\n"])
+def test_broken_yaml(tmp_path: Path, text: str) -> None:
+    assert "run.yaml" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["rounds: 1\ntrain:\n  lr: {{lr}}\n", "rounds: 1\n[a, b]: 1\n", "rounds: 2026-99-99\n"]
+)
+def test_yaml_whose_values_cannot_be_made(tmp_path: Path, text: str) -> None:
+    """An unfilled template, a list as a key, an impossible date: the user's mistakes, so ConfigError."""
+    assert "run.yaml" in refusal(tmp_path, text)
+
+
+def test_overrides(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "rounds: 3\ntrain: {lr: 0.5, momentum: 0.0}\n",
+        "train.lr=1e-3",
+        "seed=7",
+        "algorithm.name=fedprox",
+        "algorithm.mu=0.25",
+        "partition={name: shards, num_clients: 50}",
+        "placement.state_dir=/tmp/a=b",
+    )
+    assert config.train == TrainConfig(lr=0.001, momentum=0.0)
+    assert (config.seed, config.rounds) == (7, 3)
+    assert config.algorithm.model_dump() == {"name": "fedprox", "mu": 0.25}
+    assert config.partition.model_dump() == {
+        "name": "shards", "num_clients": 50, "shards_per_client": 2, "samples_per_shard": None,
+    }  # fmt: skip
+    assert config.placement.state_dir == Path("/tmp/a=b")
+
+
+def test_overrides_leave_the_tree_as_it_was() -> None:
+    tree: dict[str, Any] = {"a": {"b": {"c": 1}}, "d": 2}
+    assert apply_overrides(tree, ["a.b.c=5", "a.x=null", "e.f=[1, 2]"]) == {
+        "a": {"b": {"c": 5}, "x": None}, "d": 2, "e": {"f": [1, 2]},
+    }  # fmt: skip
+    assert tree == {"a": {"b": {"c": 1}}, "d": 2}
+
+
+@pytest.mark.parametrize("override", ["train.lr", "=3", ".lr=3", "train..lr=3", "train.=3", "lr 3"])
+def test_an_override_of_another_form(tmp_path: Path, override: str) -> None:
+    assert f"override {override!r} must look like section.key=value" in refusal(tmp_path, "rounds: 1\n", override)
+
+
+@pytest.mark.parametrize("value", [5, "text", 0, False])
+def test_an_override_below_a_plain_value(value: object) -> None:
+    with pytest.raises(ConfigError, match=f"override 'train.lr=1': train holds the value {value!r}, not a section"):
+        apply_overrides({"train": value}, ["train.lr=1"])
+
+
+def test_an_override_whose_value_is_not_yaml(tmp_path: Path) -> None:
+    assert "override 'train.lr=[1'" in refusal(tmp_path, "rounds: 1\n", "train.lr=[1")
+
+
+def test_an_override_is_checked_like_the_file(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "rounds: 1\n", "train.lr=-2")
+    assert "train.lr" in message
+    assert "-2" in message
+
+
+def test_more_clients_a_round_than_there_are(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "rounds: 1\n", "partition.num_clients=5", "participation.clients_per_round=6",
+                      "partition.name=iid")  # fmt: skip
+    assert "participation.clients_per_round must be at most partition.num_clients = 5, got 6" in message
+    load(tmp_path, "rounds: 1\n", "partition={name: iid, num_clients: 6}", "participation.clients_per_round=6")
+
+
+def test_synthetic_settings_without_synthetic_data(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "rounds: 1\ndata: {name: fashion_mnist, synthetic: {num_train: 10}}\n")
+    assert "data.synthetic is only for data.name=synthetic, got data.name=fashion_mnist" in message
+
+
+def test_validate_puts_the_section_before_the_key() -> None:
+    with pytest.raises(ConfigError, match=r"^algorithm\.lr: Input should be greater than 0, got -1$"):
+        validate(TrainConfig, {"lr": -1}, "algorithm")
+
+
+def marks(text: str) -> dict[str, str]:
+    """Return the comment of each line of a description that has one, by the line's dotted key."""
+    found, section = {}, ""
+    for line in text.splitlines():
+        name, _, rest = line.strip().partition(":")
+        section = name if not line.startswith(" ") else section
+        _, hash_sign, comment = rest.partition("  # ")
+        if hash_sign:
+            found[name if not line.startswith(" ") else f"{section}.{name}"] = comment
+    return found
+
+
+def test_describe_marks_what_differs_from_its_default() -> None:
+    text = describe(validate(RunConfig, {"rounds": 4, "train": {"lr": 0.5}, "evaluate": {"every": 5}}))
+    assert marks(text) == {
+        "rounds": "set", "train.lr": "default: 0.05", "model.name": "set", "algorithm.name": "set",
+    }  # fmt: skip
+
+
+def test_describe_marks_a_partition_of_another_name() -> None:
+    text = describe(validate(RunConfig, {"rounds": 4, "partition": {"name": "dirichlet"}}))
+    assert "default: iid" in marks(text).get("partition.name", "")
+
+
+def test_describe_names_every_setting() -> None:
+    tree = yaml.safe_load(describe(RunConfig(rounds=1)))
+    assert tree == RunConfig(rounds=1).model_dump(mode="json")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+trees = st.fixed_dictionaries(
+    {"rounds": st.integers(1, 10**6)},
+    optional={
+        "seed": st.integers(0, 2**63 - 1),
+        "train": st.fixed_dictionaries({}, optional={
+            "lr": st.floats(1e-30, 1e30), "clip_norm": st.none() | st.floats(1e-9, 10), "batch_size": st.integers(1, 99),
+        }),
+        "partition": st.sampled_from(["iid", "dirichlet", "shards"]).map(lambda n: {"name": n, "num_clients": 77}),
+        "algorithm": st.fixed_dictionaries({"name": texts, "list": st.lists(texts), "x": st.none() | st.booleans() | texts}),
+        "placement": st.fixed_dictionaries({}, optional={
+            "state_dir": st.sampled_from(["/a b/{rank}", "#x", "- y", "~"]), "threads": st.just("auto") | st.integers(1, 9),
+        }),
+        "data": st.sampled_from([{}, {"name": "synthetic", "synthetic": {"noise": 1e-7}}, {"root": "/da: ta"}]),
+    },
+)  # fmt: skip
+
+
+@given(tree=trees)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_description_loads_back_to_the_same_configuration(tmp_path: Path, tree: dict[str, Any]) -> None:
+    config = validate(RunConfig, tree)
+    assert load(tmp_path, describe(config)) == config

@@ -1,0 +1,224 @@
+"""FlatModel: views of flat vectors behave as the module they were made from."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedmpi.config import TrainConfig
+from fedmpi.errors import ConfigError
+from fedmpi.flat import FlatModel, layout_of
+from fedmpi.train.local import sgd_step
+
+
+def conv_net(seed: int = 0) -> nn.Module:
+    """Return a net with every kind of tensor: 4-D and other weights, float and integer buffers, no bias in places."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 3, (5, 4), bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 5, 6),
+        nn.BatchNorm1d(6, affine=False), nn.Linear(6, 4),
+    )  # fmt: skip
+
+
+def batch(seed: int = 1) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(7, 2, 8, 8, generator=rng), torch.randint(0, 4, (7,), generator=rng)
+
+
+def test_sizes() -> None:
+    flat = FlatModel(conv_net())
+    # 3*2*5*4 + 2*3, 60*6 + 6, 6*4 + 4; running mean and variance of 3 and of 6 channels; two counters of batches.
+    assert flat.layout.num_params == flat.params_P.numel() == flat.grads_P.numel() == 120 + 6 + 366 + 28
+    assert flat.layout.num_state == flat.state_S.numel() == 520 + 6 + 12
+    assert flat.layout.num_int_buffers == flat.ints_I.numel() == 2
+    assert (flat.state_S.dtype, flat.ints_I.dtype) == (torch.float32, torch.int64)
+    assert flat.layout.schema().sizes == {"params": 520, "state": 538, "int_buffers": 2}
+    assert flat.layout.schema().layout_id == flat.layout.layout_id
+
+
+def test_entries_fill_the_vectors_without_gap_or_overlap() -> None:
+    layout = layout_of(conv_net())
+    used = {"state": torch.zeros(layout.num_state), "ints": torch.zeros(layout.num_int_buffers)}
+    for entry in layout.entries:
+        view = entry.view(used["ints" if entry.role == "int_buffer" else "state"])
+        assert tuple(view.shape) == entry.shape
+        view += 1
+    assert torch.equal(used["state"], torch.ones(538))
+    assert torch.equal(used["ints"], torch.ones(2))
+
+
+def test_parameters_and_buffers_are_views() -> None:
+    module = conv_net()
+    want = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    flat = FlatModel(module)
+    assert flat.module is module
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, want[name])
+        vector = flat.state_S if tensor.is_floating_point() else flat.ints_I
+        assert tensor.untyped_storage().data_ptr() == vector.untyped_storage().data_ptr()
+    flat.state_S.fill_(2.0)
+    flat.ints_I.fill_(5)
+    for tensor in module.state_dict().values():
+        assert torch.equal(tensor, torch.full_like(tensor, 2 if tensor.is_floating_point() else 5))
+    with torch.no_grad():
+        module[4].weight.zero_()
+    assert int((flat.params_P == 0).sum()) == 360
+    assert int((flat.state_S == 0).sum()) == 360  # params_P is the head of state_S
+
+
+def test_convolution_weights_lie_as_ohwi() -> None:
+    module = conv_net()
+    weight = module[0].weight.detach().clone()
+    flat = FlatModel(module)
+    entry = flat.layout.entries[0]
+    assert (entry.name, entry.shape, entry.stored_shape) == ("0.weight", (3, 2, 5, 4), (3, 5, 4, 2))
+    number = 0
+    for o in range(3):
+        for h in range(5):
+            for w in range(4):
+                for i in range(2):
+                    assert flat.params_P[number] == weight[o, i, h, w]
+                    number += 1
+    assert torch.equal(module[0].weight, weight)
+    assert module[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_forward_equals_that_of_the_original_module() -> None:
+    module = conv_net()
+    flat = FlatModel(copy.deepcopy(module))
+    x, _ = batch()
+    for mode in (True, False):
+        module.train(mode)
+        flat.module.train(mode)
+        torch.testing.assert_close(flat.module(x), module(x), rtol=1e-6, atol=1e-6)
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(flat.module.state_dict()[name], tensor, rtol=1e-6, atol=1e-7)
+    assert flat.ints_I.tolist() == [1, 1]
+
+
+def test_gradients_accumulate_into_one_vector() -> None:
+    module = conv_net()
+    flat = FlatModel(copy.deepcopy(module))
+    x, y = batch()
+    memory = flat.grads_P.data_ptr()
+    for _ in range(2):
+        for net in (module, flat.module):
+            F.cross_entropy(net(x), y).backward()
+    assert flat.grads_P.data_ptr() == memory
+    for entry in flat.layout.entries:
+        if entry.role == "param":
+            param = module.get_parameter(entry.name)
+            torch.testing.assert_close(entry.view(flat.grads_P), param.grad, rtol=1e-5, atol=1e-6)
+            ours = flat.module.get_parameter(entry.name).grad
+            assert ours.untyped_storage().data_ptr() == flat.grads_P.untyped_storage().data_ptr()
+    assert float(flat.grads_P.abs().max()) > 0
+
+
+def test_the_leafs_gradient_is_added_to_the_networks() -> None:
+    flat = FlatModel(conv_net())
+    x, y = batch()
+    flat.module.eval()
+    F.cross_entropy(flat.module(x), y).backward()
+    alone = flat.grads_P.clone()
+    (0.5 * flat.leaf_P.square().sum()).backward()
+    assert torch.equal(flat.grads_P, alone + flat.params_P)
+    assert flat.leaf_P.grad is flat.grads_P
+    flat.params_P.add_(1.0)
+    assert torch.equal(flat.leaf_P.detach(), flat.params_P)
+
+
+def test_buffers_that_are_not_saved_are_no_state() -> None:
+    module = nn.Linear(2, 2)
+    module.register_buffer("scratch", torch.ones(5), persistent=False)
+    assert layout_of(module).num_state == 6
+
+
+def test_parameters_of_another_dtype_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"parameter weight must be float32, got torch.float64"):
+        layout_of(nn.Linear(2, 2).double())
+
+
+def test_the_layout_id_is_pinned() -> None:
+    """It is in every frame: a change here makes old frames unreadable, so it must be wanted."""
+    assert layout_of(nn.Linear(2, 3)).layout_id == 0xD1230E18
+
+
+class Renamed(nn.Module):
+    def __init__(self, *names: str, shape: tuple[int, ...] = (4, 3)) -> None:
+        super().__init__()
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+
+
+def test_the_layout_id_names_names_shapes_and_order() -> None:
+    same = layout_of(Renamed("a", "b")).layout_id
+    others = [Renamed("a", "c"), Renamed("b", "a"), Renamed("a"), Renamed("a", "b", shape=(3, 4)),
+              Renamed("a", "b", shape=(12,)), nn.Sequential(Renamed("a", "b"))]  # fmt: skip
+    assert layout_of(Renamed("a", "b")).layout_id == same
+    ids = [layout_of(module).layout_id for module in others]
+    assert len({same, *ids}) == 7
+    assert all(0 <= layout_id < 2**32 for layout_id in [same, *ids])
+
+
+def test_the_layout_id_names_roles_and_storage() -> None:
+    layout = layout_of(conv_net())
+    first, *rest = layout.entries
+    for change in ({"role": "buffer"}, {"stored_shape": (3, 2, 5, 4)}, {"offset": 1}):
+        entries = (dataclasses.replace(first, **change), *rest)
+        assert dataclasses.replace(layout, entries=entries).layout_id != layout.layout_id
+
+
+def test_load() -> None:
+    flat, other = FlatModel(conv_net()), FlatModel(conv_net(seed=5))
+    x, y = batch()
+    F.cross_entropy(other.module(x), y)  # moves the running statistics and counters
+    flat.load(other.state_S, other.ints_I)
+    assert torch.equal(flat.state_S, other.state_S)
+    assert flat.ints_I.tolist() == [1, 1]
+    assert flat.state_S.data_ptr() != other.state_S.data_ptr()
+    flat.module.eval()
+    other.module.eval()
+    assert torch.equal(flat.module(x), other.module(x))
+
+
+def test_a_model_without_integers_loads_without_them() -> None:
+    flat = FlatModel(nn.Linear(2, 2))
+    flat.load(torch.arange(6.0))
+    assert flat.module.bias.tolist() == [4.0, 5.0]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize("clip_norm", [None, 0.5, 1e6])
+def test_steps_equal_those_of_torch(momentum: float, weight_decay: float, clip_norm: float | None) -> None:
+    module = conv_net()
+    flat = FlatModel(copy.deepcopy(module))
+    cfg = TrainConfig(lr=0.1, momentum=momentum, weight_decay=weight_decay, clip_norm=clip_norm)
+    sgd = torch.optim.SGD(module.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    rng = torch.Generator().manual_seed(3)
+    start_P = flat.params_P.clone()
+    for _ in range(3):
+        for entry in flat.layout.entries:
+            if entry.role == "param":
+                grad = torch.randn(entry.shape, generator=rng) / 8
+                module.get_parameter(entry.name).grad = grad.clone()
+                entry.view(flat.grads_P).copy_(grad)
+        if clip_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
+            assert (float(norm) > clip_norm) == (clip_norm == 0.5)
+        sgd.step()
+        sgd_step(flat.params_P, flat.grads_P, flat.momentum_P if momentum else None, cfg)
+    for name, param in module.named_parameters():
+        torch.testing.assert_close(flat.module.get_parameter(name), param, rtol=2e-7, atol=1e-7)
+    assert float((flat.params_P - start_P).abs().max()) > 1e-3
+
+
+def test_momentum_is_one_vector_that_starts_at_zero() -> None:
+    flat = FlatModel(conv_net())
+    assert torch.equal(flat.momentum_P, torch.zeros(520))
+    assert flat.momentum_P is flat.momentum_P

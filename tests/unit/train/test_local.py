@@ -1,0 +1,199 @@
+"""The one SGD loop against a plain torch loop over the same batches, and its hooks."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedmpi.config import TrainConfig
+from fedmpi.data.datasets import Dataset
+from fedmpi.data.shard import DeviceImages, Shard
+from fedmpi.flat import FlatModel
+from fedmpi.rng import stream
+from fedmpi.train.local import PROGRESS_S, train_local
+
+
+def device_images(num: int = 90, seed: int = 0) -> DeviceImages:
+    rng = np.random.default_rng(seed)
+    images, labels = rng.integers(0, 256, (num, 8, 8, 1), np.uint8), rng.integers(0, 4, num)
+    return DeviceImages(images, labels, Dataset("x", images, labels, images, labels, 4, (0.5,), (0.3,)), torch.device("cpu"))
+
+
+def net(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(144, 4)
+    )
+
+
+class Recorder(Shard):
+    """A shard that also keeps a copy of every batch it gives."""
+
+    def batches(self, batch_size: int, num_epochs: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        for x, y in super().batches(batch_size, num_epochs, rng):
+            self.seen.append((x.clone(), y.clone()))
+            yield x, y
+
+
+def rng(client_id: int = 0) -> np.random.Generator:
+    return stream(1, 0, client_id, "batches")
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        TrainConfig(lr=0.1, momentum=0.0, batch_size=16, local_epochs=1),
+        TrainConfig(lr=0.05, momentum=0.9, batch_size=16, local_epochs=2),
+        TrainConfig(lr=0.05, momentum=0.9, weight_decay=0.01, clip_norm=0.5, batch_size=40, local_epochs=2),
+    ],
+)
+def test_equals_a_plain_loop(cfg: TrainConfig) -> None:
+    plain = net()
+    flat = FlatModel(copy.deepcopy(plain))
+    shard = Recorder(device_images(), np.arange(70))
+    stats = train_local(flat, shard, cfg, rng=rng())
+
+    sgd = torch.optim.SGD(plain.parameters(), lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    loss_sum = 0.0
+    plain.train()
+    for x, y in shard.seen:
+        sgd.zero_grad()
+        loss = F.cross_entropy(plain(x), y)
+        loss.backward()
+        if cfg.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), cfg.clip_norm)
+        sgd.step()
+        loss_sum += float(loss.detach()) * len(y)
+
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(flat.module.state_dict()[name], tensor, rtol=1e-4, atol=2e-6)
+    steps = cfg.local_epochs * -(-70 // cfg.batch_size)
+    assert (stats.num_steps, stats.num_samples) == (steps, 70 * cfg.local_epochs)
+    assert len(shard.seen) == steps
+    assert stats.loss == pytest.approx(loss_sum / stats.num_samples, rel=1e-4)
+    start = FlatModel(net())
+    assert float((flat.params_P - start.params_P).abs().max()) > 0.01
+
+
+def test_hooks_are_called_in_order() -> None:
+    flat = FlatModel(net())
+    calls: list[str] = []
+    seen: list[Tensor] = []
+
+    def extra_loss(w_P: Tensor) -> Tensor:
+        calls.append("extra_loss")
+        assert torch.equal(w_P.detach(), flat.params_P)
+        return w_P.sum()
+
+    def after_backward(model: FlatModel) -> None:
+        calls.append("after_backward")
+        assert model is flat
+        seen.extend([model.grads_P.clone(), model.params_P.clone()])
+
+    def after_step(model: FlatModel) -> None:
+        calls.append("after_step")
+        before_g, before_p = seen[-2:]
+        assert torch.allclose(model.params_P, before_p - 0.1 * before_g, atol=1e-7)
+
+    cfg = TrainConfig(lr=0.1, momentum=0.0, batch_size=16)
+    train_local(flat, Shard(device_images(), np.arange(32)), cfg, rng=rng(), extra_loss=extra_loss,
+                after_backward=after_backward, after_step=after_step)  # fmt: skip
+    assert calls == ["extra_loss", "after_backward", "after_step"] * 2
+
+
+def test_what_a_hook_does_to_the_model_stays() -> None:
+    flat = FlatModel(net())
+    mask = torch.arange(flat.layout.num_params) % 2 == 0
+    cfg = TrainConfig(lr=0.1, batch_size=16)
+    train_local(flat, Shard(device_images(), np.arange(48)), cfg, rng=rng(),
+                after_step=lambda model: model.params_P.mul_(mask))  # fmt: skip
+    assert not flat.params_P[~mask].any()
+    assert flat.params_P[mask].any()
+
+    flat = FlatModel(net())
+    start = flat.params_P.clone()
+    train_local(flat, Shard(device_images(), np.arange(48)), cfg, rng=rng(),
+                after_backward=lambda model: model.grads_P.zero_())  # fmt: skip
+    assert torch.equal(flat.params_P, start)
+
+
+def test_the_extra_loss_adds_its_gradient_and_not_its_value() -> None:
+    target = torch.full((FlatModel(net()).layout.num_params,), 0.3)
+    grads: dict[str, list[Tensor]] = {"plain": [], "extra": []}
+    starts = []
+    losses = []
+    cfg = TrainConfig(lr=1e-9, momentum=0.0, batch_size=16)  # the parameters hardly move: batch after batch alike
+    for name in grads:
+        flat = FlatModel(net())
+        starts.append(flat.params_P.clone())
+        stats = train_local(
+            flat, Shard(device_images(), np.arange(40)), cfg, rng=rng(),
+            extra_loss=(lambda w_P: 0.5 * (w_P - target).square().sum()) if name == "extra" else None,
+            after_backward=lambda model, name=name: grads[name].append(model.grads_P.clone()),
+        )  # fmt: skip
+        losses.append(stats.loss)
+    assert len(grads["plain"]) == 3
+    for plain, extra in zip(grads["plain"], grads["extra"], strict=True):
+        torch.testing.assert_close(extra - plain, starts[0] - target, rtol=1e-5, atol=1e-6)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_no_state_leaks_from_one_client_to_the_next() -> None:
+    data = device_images()
+    cfg = TrainConfig(lr=0.1, momentum=0.9, weight_decay=0.01, clip_norm=1.0, batch_size=16, local_epochs=2)
+    initial = FlatModel(net(0.5))
+
+    def play(flat: FlatModel, client_id: int) -> bytes:
+        flat.load(initial.state_S, initial.ints_I)
+        train_local(flat, Shard(data, np.arange(client_id * 30, client_id * 30 + 30)), cfg, rng=rng(client_id))
+        return flat.state_S.numpy().tobytes() + flat.ints_I.numpy().tobytes()
+
+    fresh = [play(FlatModel(net(0.5)), client_id) for client_id in range(3)]
+    assert len(set(fresh)) == 3
+    shared = FlatModel(net(0.5))
+    for client_id in (2, 0, 1, 1, 2):
+        shared.module.eval()  # as evaluation leaves it
+        torch.rand(3)  # someone else's use of torch's generator
+        shared.grads_P.fill_(9.0)
+        assert play(shared, client_id) == fresh[client_id]
+
+
+def test_dropout_is_on_and_follows_the_stream() -> None:
+    shard = Shard(device_images(), np.arange(40))
+    cfg = TrainConfig(lr=0.1, batch_size=16)
+    results = []
+    for dropout, seed in ((0.5, 0), (0.5, 0), (0.0, 0)):
+        flat = FlatModel(net(dropout))
+        train_local(flat, shard, cfg, rng=rng(seed))
+        results.append(flat.state_S.numpy().tobytes())
+    assert results[0] == results[1] != results[2]
+
+
+def test_progress_is_called_now_and_then() -> None:
+    times: list[float] = []
+    cfg = TrainConfig(lr=0.1, batch_size=1)
+    shard = Shard(device_images(), np.arange(90))
+    start = time.perf_counter()
+    train_local(FlatModel(net()), shard, cfg, rng=rng(), progress=lambda: times.append(time.perf_counter()),
+                after_step=lambda model: time.sleep(0.0003))  # fmt: skip
+    took = time.perf_counter() - start
+    gaps = np.diff([start, *times])
+    assert gaps.min() >= PROGRESS_S == 1e-3
+    assert 5 < len(times) <= 90
+    assert len(times) <= took / PROGRESS_S
+
+
+def test_progress_is_called_after_every_step_that_takes_longer() -> None:
+    calls: list[int] = []
+    cfg = TrainConfig(lr=0.1, batch_size=10)
+    train_local(FlatModel(net()), Shard(device_images(), np.arange(50)), cfg, rng=rng(),
+                progress=lambda: calls.append(1), after_step=lambda model: time.sleep(0.0015))  # fmt: skip
+    assert len(calls) == 5
