@@ -63,7 +63,7 @@ class BareTrainer:
             for start in range(0, index.size, cfg.batch_size):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(self.model(x[start : start + cfg.batch_size]), y[start : start + cfg.batch_size])
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
 
     def state(self) -> list[torch.Tensor]:
@@ -72,11 +72,9 @@ class BareTrainer:
     def accuracy(self, model: nn.Module) -> float:
         model.eval()
         with torch.no_grad():
-            correct = sum(
-                int((model(x).argmax(1) == y).sum())
-                for x, y in zip(self.test_x.split(500), self.test_y.split(500), strict=True)
-            )
-        return correct / len(self.test_y)
+            batches = zip(torch.split(self.test_x, 500), torch.split(self.test_y, 500), strict=True)
+            correct = sum([int((model(x).argmax(1) == y).sum()) for x, y in batches])
+        return float(correct) / len(self.test_y)
 
 
 def deal(sizes: dict[int, int], processes: int) -> list[list[int]]:
@@ -113,7 +111,7 @@ def time_rounds(config_args: tuple[Path, list[str]], processes: int) -> float:
     workers = [context.Process(target=timed_share, args=(config_args, p, processes, results)) for p in range(processes)]
     for worker in workers:
         worker.start()
-    slowest = max(results.get() for _ in workers)
+    slowest: float = max(results.get() for _ in workers)
     for worker in workers:
         worker.join()
     return slowest / (load_config(*config_args).rounds - WARM_UP_ROUNDS)

@@ -53,12 +53,15 @@ def main() -> None:
     for job in args.jobs:
         file, rounds, target = JOBS[job]
         settings = [f"rounds={rounds}", "evaluate.every=0"]
-        pairs, memory = [], []
+        pairs: list[tuple[float, float]] = []
+        memory: list[str] = []
         for _ in range(args.repeats):
             bare = bare_s(CONFIGS / file, settings, args.ranks - 1)
             ours, memory = fedmpi_s(CONFIGS / file, settings, args.ranks)
             pairs.append((bare, ours))
-            print(f"{job}: bare {1e3 * bare:.1f} ms a round, fedmpi {1e3 * ours:.1f}, ratio {ours / bare:.3f}", flush=True)
+            print(
+                f"{job}: bare {1e3 * bare:.1f} ms a round, fedmpi {1e3 * ours:.1f}, ratio {ours / bare:.3f}", flush=True
+            )
         ratio = statistics.median(ours / bare for bare, ours in pairs)
         print(f"{job}: median ratio {ratio:.3f} (target at most {target:.2f}), {args.ranks} ranks; {memory[0].strip()}")
 

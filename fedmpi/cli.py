@@ -61,11 +61,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Start this environment's own mpiexec with N ranks of `fedmpi run`, with what root and more ranks "
         "than cores need, and say what happened if a rank dies.",
     )  # fmt: skip
-    launch.add_argument("-n", dest="num_ranks", type=int, required=True, metavar="N", help="ranks: a server and N-1 workers")
+    launch.add_argument(
+        "-n", dest="num_ranks", type=int, required=True, metavar="N", help="ranks: a server and N-1 workers"
+    )
     _add_run_arguments(launch)
     launch.set_defaults(command=_launch)
 
-    info = commands.add_parser("info", help="summarize a ledger", description="Summarize a ledger, of a killed run too.")
+    info = commands.add_parser(
+        "info", help="summarize a ledger", description="Summarize a ledger, of a killed run too."
+    )
     info.add_argument("file", type=Path, metavar="FILE", help="ledger.h5")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(command=_info)
@@ -88,7 +92,9 @@ def _run(args: argparse.Namespace) -> int:
 
     config = resolve(config)
     # Threads are set from the configuration; without this, torch first starts one a core.
-    os.environ.setdefault("OMP_NUM_THREADS", "1" if config.placement.threads == "auto" else str(config.placement.threads))
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1" if config.placement.threads == "auto" else str(config.placement.threads)
+    )
     comm = connect(config.comm)
     from fedmpi.runner import run
 

@@ -46,7 +46,9 @@ class DataConfig(Section):
     """Which images, where they lie, and what is done to them on the device."""
 
     name: str = Field("fashion_mnist_mini", description="data set")
-    root: Path | None = Field(None, description="folder looked in first, before the user's cache and the system's folder")
+    root: Path | None = Field(
+        None, description="folder looked in first, before the user's cache and the system's folder"
+    )
     augment: Literal["none", "crop_flip"] = Field(
         "none", description="crop_flip: random crop after padding by 4, then a horizontal flip with probability 1/2"
     )
@@ -125,7 +127,9 @@ class ServerConfig(Section):
 class CommConfig(Section):
     """How buffers move between ranks."""
 
-    timeout_s: float = Field(1800.0, gt=0, description="seconds without any message after which a waiting rank gives up")
+    timeout_s: float = Field(
+        1800.0, gt=0, description="seconds without any message after which a waiting rank gives up"
+    )
     chunk_nbytes: int = Field(2**31 - 1, ge=64, le=2**31 - 1, description="largest single MPI transfer")
     limit_nbytes: int = Field(2**36, ge=4096, description="largest message or state accepted from another rank")
     doorbell: bool = Field(True, description="wake waiting ranks of the same node through a UNIX socket")
@@ -184,7 +188,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML; duplicate keys and syntax errors raise `ConfigError` naming `source`."""
     try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a subclass of SafeLoader
+        return yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ConfigError) as error:
         raise ConfigError(f"{source}: {error}") from error
 

@@ -61,9 +61,9 @@ def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
         command, env={**os.environ, **MPI_ENVIRONMENT}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )  # fmt: skip
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for wish in (signal.SIGTERM, signal.SIGUSR1):
         # MPICH's and Open MPI's launchers pass USR1 on to every rank; a rank stops after its round.
-        signal.signal(number, lambda *_: process.send_signal(signal.SIGUSR1))
+        signal.signal(wish, lambda *_: process.send_signal(signal.SIGUSR1))
     try:
         tail = _pass_on(process)
         status = process.wait()
@@ -78,8 +78,8 @@ def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
             name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
             who, rest = _what_is_left(out, int(killed["pid"]))
             print(
-                f"fedmpi: error: {who} (process {killed['pid']}) on {killed['host']} was killed by signal {number} ({name}), "
-                f"and the job with it; {rest}",
+                f"fedmpi: error: {who} (process {killed['pid']}) on {killed['host']} was killed by signal {number} "
+                f"({name}), and the job with it; {rest}",
                 file=sys.stderr,
             )
             return 128 + number

@@ -62,7 +62,7 @@ def run(config: RunConfig, out: Path, comm: Communicator, *, overwrite: bool = F
                 return _serve(config, out, comm, overwrite, stop)
             _work(config, comm)
             return 0
-    except BaseException as error:  # noqa: BLE001 - whatever it is, no rank may be left waiting
+    except BaseException as error:
         return _fail(comm, error)
     finally:
         comm.close()
@@ -113,8 +113,8 @@ def _serve(config: RunConfig, out: Path, comm: Communicator, overwrite: bool, st
     with Ledger(out / LEDGER_NAME) as written:
         console.print(summary.byte_table(written))
         console.print(
-            f"  MPI and loopback carried {totals.message_nbytes} bytes of messages and {totals.simulation_nbytes} bytes of "
-            "simulation traffic"
+            f"  handed to the communicator: {totals.message_nbytes} bytes of messages, "
+            f"{totals.simulation_nbytes} bytes of simulation traffic"
         )
         console.print(summary.last_line(written.summary()))
     console.close()

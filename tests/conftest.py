@@ -23,6 +23,7 @@ from fedmpi.comm.launcher import launched_as
 VERDICTS = "FEDMPI_TEST_VERDICTS"
 """Set for the ranks of a test: the folder for their verdicts."""
 
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tests' arrays out of the user's cache; the ranks of a test share the outer pytest's."""

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 
 
 class Doorbell:
-    """This rank's own bell, and the addresses of its neighbours'.
+    """A rank's own bell, and the addresses of its neighbours'.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Which rank sits where, and what it gets: devices, cores, threads. Facts come from the ranks, decisions from rank 0."""
+"""Which rank sits where, and what it gets: devices, cores, threads. Ranks tell, rank 0 decides."""
 
 from __future__ import annotations
 
@@ -133,7 +133,17 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
             own_cores = _ranges(fact.cores)
             places.append(
                 Place(
-                    fact.rank, role, host, local_rank, device, name, own_cores, threads, len(local), len(cores), fact.pid
+                    fact.rank,
+                    role,
+                    host,
+                    local_rank,
+                    device,
+                    name,
+                    own_cores,
+                    threads,
+                    len(local),
+                    len(cores),
+                    fact.pid,
                 )
             )
         threads = places[-1].threads

@@ -126,7 +126,7 @@ class Shard:
             for start in range(0, self.num_samples, block):
                 rows = slice(start, start + block)
                 x, y = self.data.gather(order[rows], draws[rows] if draws is not None else None)
-                yield from zip(x.split(batch_size), y.split(batch_size), strict=True)
+                yield from zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
 
     def _draw(self, rng: np.random.Generator) -> Tensor:
         """Return (num_samples, 3): vertical and horizontal offset of the crop, and whether to flip."""

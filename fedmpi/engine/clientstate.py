@@ -59,7 +59,9 @@ class ClientStateStore:
         try:
             return np.memmap(path, np.uint8, mode="c").view(np.ndarray)
         except (OSError, ValueError) as error:
-            raise OutputError(f"state of client {client_id} after round {round_idx}: cannot read {path}: {error}") from error
+            raise OutputError(
+                f"state of client {client_id} after round {round_idx}: cannot read {path}: {error}"
+            ) from error
 
     def load(self, client_id: int, round_idx: int) -> dict[str, Tensor | int | float | str]:
         """Return a version; its tensors are memory-mapped, and what is written to them stays in this process."""
@@ -87,7 +89,7 @@ class ClientStateStore:
         try:
             path.parent.mkdir(exist_ok=True)
             with open(beside, "wb") as file:
-                file.write(body)
+                file.write(body.data)
             os.replace(beside, path)
         except OSError as error:
             with contextlib.suppress(OSError):

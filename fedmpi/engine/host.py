@@ -12,8 +12,8 @@ import numpy as np
 
 from fedmpi.algorithms.base import Conversation, MessageTypes, ServerHalf
 from fedmpi.comm.base import Envelope, Packet
-from fedmpi.engine.rank import Rank, Topic, unpack_floats
 from fedmpi.engine.phases import PHASES
+from fedmpi.engine.rank import Rank, Topic, unpack_floats
 from fedmpi.engine.rows import Figures
 from fedmpi.errors import ProtocolError
 from fedmpi.ledger.schema import MessageRow
@@ -164,9 +164,7 @@ class Host:
     on_reply : callable
     """
 
-    def __init__(
-        self, rank: Rank, algorithm: ServerHalf, schema: Schema, on_reply: Callable[[Reply], None]
-    ) -> None:
+    def __init__(self, rank: Rank, algorithm: ServerHalf, schema: Schema, on_reply: Callable[[Reply], None]) -> None:
         self._rank = rank
         self._algorithm = algorithm
         self._schema = schema
@@ -210,8 +208,8 @@ class Host:
         if not hosted.ended or (hosted.message is None and not hosted.inbox):
             wanted = "/".join(c.kind for c in hosted.expected)
             raise ProtocolError(
-                f"client {hosted.client_id} on rank {hosted.player} ended its turn of round {hosted.round_idx}, while the "
-                f"server expects {wanted}"
+                f"client {hosted.client_id} on rank {hosted.player} ended its turn of round {hosted.round_idx}, "
+                f"while the server expects {wanted}"
             )
         self._finish_if_over(hosted)
 
@@ -288,17 +286,20 @@ class Host:
                 key = (hosted.round_idx, hosted.client_id, hosted.player)
                 decode_up(self._rank, waiting, hosted.expected, self._schema, key)
         if hosted.inbox:
-            raise ProtocolError(f"client {hosted.client_id} sent {len(hosted.inbox)} messages more than the server takes")
+            raise ProtocolError(
+                f"client {hosted.client_id} sent {len(hosted.inbox)} messages more than the server takes"
+            )
         if len(hosted.report.downs) != len(hosted.downs):
             raise ProtocolError(
-                f"client {hosted.client_id} ended its turn after {len(hosted.report.downs)} of {len(hosted.downs)} messages"
+                f"client {hosted.client_id} ended its turn after {len(hosted.report.downs)} of {len(hosted.downs)} "
+                "messages"
             )
         del self._hosted[hosted.client_id]
         for step, ((figures, encode_s, send_t), (decode_s, recv_t)) in enumerate(
             zip(hosted.downs, hosted.report.downs, strict=True)
         ):
-            key = (hosted.round_idx, step, hosted.client_id, hosted.player)
-            hosted.rows.append(figures.row(key, encode_s, decode_s, send_t, recv_t))
+            row_key = (hosted.round_idx, step, hosted.client_id, hosted.player)
+            hosted.rows.append(figures.row(row_key, encode_s, decode_s, send_t, recv_t))
         self._on_reply(
             Reply(
                 hosted.round_idx, hosted.client_id, hosted.player, hosted.rows, hosted.report, hosted.message, waiting

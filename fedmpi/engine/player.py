@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import torch
 
-from fedmpi.algorithms.base import Channel, ClientContext
+from fedmpi.algorithms.base import ClientContext
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.data.shard import DeviceImages, Shard
 from fedmpi.engine.clientstate import ClientStateStore
@@ -37,14 +38,14 @@ class _Turn:
     num_ups: int = 0
 
 
-class _TurnChannel(Channel):
-    """The client's end of its conversation."""
+class _TurnChannel:
+    """The client's end of its conversation: a `Channel`."""
 
     def __init__(self, player: Player, turn: _Turn) -> None:
         self._player = player
         self._turn = turn
 
-    def recv(self, *expected: type[Message]) -> Message:
+    def recv(self, *expected: type[Message]) -> Any:
         turn, rank = self._turn, self._player.rank
         left = rank.timer.switch("other")
         kinds = "/".join(cls.kind for cls in expected)
@@ -97,9 +98,7 @@ class Player:
         augment = setup.config.data.augment == "crop_flip"
         self._train_data = DeviceImages(data.train_images, data.train_labels, data, device, augment)
         self._test_data = DeviceImages(data.test_images, data.test_labels, data, device)
-        context = ClientContext(
-            setup.config.seed, self._model, setup.config.train, setup.build_initial, self._progress
-        )
+        context = ClientContext(setup.config.seed, self._model, setup.config.train, setup.build_initial, self._progress)
         self._context = context
         self._client = setup.algorithm.client(setup.algorithm_config, context)
         self._initial_state = self._client.declare_state()
@@ -158,9 +157,7 @@ class Player:
         stats = self._context.stats
         num_samples = sum(s.num_samples for s in stats)
         loss = sum(s.loss * s.num_samples for s in stats) / num_samples if num_samples else float("nan")
-        report = TurnReport(
-            loss, sum(s.num_steps for s in stats), num_samples, self.rank.timer.totals(), turn.downs
-        )
+        report = TurnReport(loss, sum(s.num_steps for s in stats), num_samples, self.rank.timer.totals(), turn.downs)
         self.rank.send(turn.host, Envelope(Topic.DONE, False, round_idx, client_id), pack_floats(*report.floats()))
 
     def _load_state(self, turn: _Turn) -> None:
@@ -202,8 +199,8 @@ class Player:
         turn = self._turns.get(envelope.client_id)
         if turn is None or turn.round_idx != envelope.round_idx or turn.host != packet.source:
             raise ProtocolError(
-                f"rank {self.rank.comm.rank} got a message for client {envelope.client_id}, round {envelope.round_idx}, from "
-                f"rank {packet.source}, but does not play it"
+                f"rank {self.rank.comm.rank} got a message of client {envelope.client_id}, round {envelope.round_idx}, "
+                f"from rank {packet.source}, but does not play it"
             )
         turn.inbox.append((packet, self.rank.now()))
 

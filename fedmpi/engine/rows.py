@@ -45,7 +45,7 @@ class Figures:
         recv_t: float,
     ) -> MessageRow:
         """Return the row of one transfer; `key` is (round_idx, step, client_id, rank)."""
-        return MessageRow(*key, *self.columns, encode_s, decode_s, send_t, recv_t)
+        return MessageRow._make((*key, *self.columns, encode_s, decode_s, send_t, recv_t))
 
 
 def pack_rows(rows: Sequence[MessageRow]) -> np.ndarray:
@@ -59,10 +59,14 @@ def unpack_rows(body: np.ndarray) -> list[MessageRow]:
     rows = []
     for values in body.view(_PACKED).tolist():
         plain = (
-            value.decode() if isinstance(value, bytes) else value if name.endswith(("_s", "_t", "_nbits")) else int(value)
+            value.decode()
+            if isinstance(value, bytes)
+            else value
+            if name.endswith(("_s", "_t", "_nbits"))
+            else int(value)
             for name, value in zip(MessageRow._fields, values, strict=True)
         )
-        rows.append(MessageRow(*plain))
+        rows.append(MessageRow._make(plain))
     return rows
 
 

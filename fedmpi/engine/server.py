@@ -157,9 +157,9 @@ class Server:
                 self._algorithm.aggregate(round_idx, client_id, result)
             self._held_nbytes -= held_nbytes
             with rank.timer.phase("log"):
-                for row in reply.rows:
-                    self._ledger.add_message(row)
-                    nbytes[row.direction] += row.wire_nbytes
+                for message_row in reply.rows:
+                    self._ledger.add_message(message_row)
+                    nbytes[message_row.direction] += message_row.wire_nbytes
             if reply.report.num_samples:
                 loss_sum += reply.report.loss * reply.report.num_samples
                 num_samples += reply.report.num_samples

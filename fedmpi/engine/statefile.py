@@ -44,7 +44,7 @@ def pack_state(state: Mapping[str, Tensor | int | float | str], pool: BufferPool
     body[_HEAD.size : _HEAD.size + len(text)] = np.frombuffer(text, np.uint8)
     for offset, array in arrays:
         body[start + offset : start + offset + array.size] = array
-    checksum = xxhash.xxh3_64_intdigest(body[_HEAD.size :])
+    checksum = xxhash.xxh3_64_intdigest(body[_HEAD.size :].data)
     body[: _HEAD.size] = np.frombuffer(_HEAD.pack(_MAGIC, len(text), checksum), np.uint8)
     return body
 
@@ -62,7 +62,7 @@ def unpack_state(body: np.ndarray, source: str) -> dict[str, Tensor | int | floa
     magic, text_nbytes, checksum = _HEAD.unpack(body[: _HEAD.size].tobytes())
     if magic != _MAGIC:
         raise OutputError(f"{source}: not a state of this version, it begins with {magic!r}")
-    found = xxhash.xxh3_64_intdigest(np.ascontiguousarray(body[_HEAD.size :]))
+    found = xxhash.xxh3_64_intdigest(body[_HEAD.size :].data)
     if found != checksum:
         raise OutputError(f"{source}: its checksum is {checksum:016x}, its content has {found:016x}: it is damaged")
     table = json.loads(body[_HEAD.size : _HEAD.size + text_nbytes].tobytes())

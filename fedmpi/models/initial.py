@@ -37,6 +37,6 @@ class InitialModel:
 def initial_model(config: ModelConfig, shape: ImageShape, num_classes: int, init_seed: int) -> InitialModel:
     """Build the model of a seed on the CPU and return its vectors."""
     flat = FlatModel(build_model(config, shape, num_classes, init_seed), torch.device("cpu"))
-    digest = xxhash.xxh3_64(flat.state_S.numpy())
-    digest.update(flat.ints_I.numpy())
+    digest = xxhash.xxh3_64(flat.state_S.numpy().data)
+    digest.update(flat.ints_I.numpy().data)
     return InitialModel(init_seed, flat.layout, flat.state_S, flat.ints_I, digest.intdigest() & 0x7FFFFFFF)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,7 +75,7 @@ class ConvNet(nn.Module):
         if height < 1 or width < 1:
             raise ConfigError(f"model: images of {shape.height} x {shape.width} pixels are too small for this network")
         units = (channels[2] * height * width, *hidden, num_classes)
-        self.fc = nn.ModuleList(nn.Linear(a, b) for a, b in zip(units, units[1:], strict=False))
+        self.fc = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(units))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return logits (batch, classes)."""
@@ -93,7 +95,9 @@ def small_cnn(config: ModelConfig, shape: ImageShape, num_classes: int) -> nn.Mo
 
 def _need(name: str, shape: ImageShape, wanted: ImageShape) -> None:
     if shape != wanted:
-        raise ConfigError(f"model.name={name} takes images of {tuple(wanted)} (height, width, channels), got {tuple(shape)}")
+        raise ConfigError(
+            f"model.name={name} takes images of {tuple(wanted)} (height, width, channels), got {tuple(shape)}"
+        )
 
 
 @register("mnistnet")

@@ -62,8 +62,6 @@ def echo(config: RunConfig) -> str:
 def placement(places: Sequence[Place], warnings: Sequence[str]) -> str:
     """Return the placement table, and the warnings that go with it."""
     header = ("rank", "role", "host", "local", "pid", "device", "name", "cores", "threads")
-    rows = [
-        (p.rank, p.role, p.host, p.local_rank, p.pid, p.device, p.device_name, p.cores, p.threads) for p in places
-    ]
+    rows = [(p.rank, p.role, p.host, p.local_rank, p.pid, p.device, p.device_name, p.cores, p.threads) for p in places]
     text = "placement\n" + table(header, rows)
     return "\n".join([text, *(f"  warning: {warning}" for warning in warnings)])

@@ -41,7 +41,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int 
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = []
     for row in cells:
-        parts = (cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        parts = (
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         lines.append("  " + "  ".join(parts).rstrip())
     lines.insert(1, "  " + "  ".join("-" * width for width in widths))
     return "\n".join(lines)

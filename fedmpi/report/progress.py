@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ class Progress:
         self._console = console
         self._num_rounds = num_rounds
         self._clients = clients_per_round
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         if sys.stdout.isatty():
             self._bar = tqdm(
                 total=num_rounds * clients_per_round, unit="client", file=sys.stdout, leave=False, dynamic_ncols=True

@@ -58,10 +58,10 @@ class Frame:
         return self.wire_nbytes - self.payload_nbytes
 
 
-def _checksum(head: np.ndarray | bytes, body: np.ndarray) -> int:
+def _checksum(head: bytes, body: np.ndarray) -> int:
     # XXH3 runs at memory speed; zlib's CRC-32 at 4 GB/s would take longer than sending the bytes.
     digest = xxhash.xxh3_64(head)
-    digest.update(body)
+    digest.update(body.data)
     return digest.intdigest() & 0xFFFFFFFF
 
 
@@ -129,9 +129,7 @@ def encode(message: Message, schema: Schema, pool: BufferPool) -> Frame:
         if not (in_place and number == len(parts) - 1):
             buffer[start:previous] = payload
     num_sections = len(message.value_fields) + bool(message.number_fields)
-    head = _HEAD.pack(
-        MAGIC, VERSION, 0, message.kind_id, num_sections, position - HEADER_NBYTES, schema.layout_id
-    )
+    head = _HEAD.pack(MAGIC, VERSION, 0, message.kind_id, num_sections, position - HEADER_NBYTES, schema.layout_id)
     checksum = _checksum(head, buffer[HEADER_NBYTES:])
     buffer[:HEADER_NBYTES] = np.frombuffer(head + _CHECKSUM.pack(checksum), np.uint8)
     return Frame(buffer, payload_nbytes, index_nbytes, value_nbytes, codec_name)
@@ -188,7 +186,7 @@ def _decode_body(
     declared = len(value_fields) + bool(number_fields)
     if num_sections != declared:
         raise WireError(f"{name} sections", offset=6, expected=declared, got=num_sections)
-    data = memoryview(buffer)
+    data = buffer.data
     position = HEADER_NBYTES
     rows = []
     for _ in range(num_sections):

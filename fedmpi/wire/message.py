@@ -48,7 +48,10 @@ class Schema:
         if specs is None:
             specs = self._specs[message_class] = tuple(
                 FieldSpec(
-                    f"{message_class.__name__}.{field.name}", np.dtype(field.dtype), self.size(field.numel), field.at_most
+                    f"{message_class.__name__}.{field.name}",
+                    np.dtype(field.dtype),
+                    self.size(field.numel),
+                    field.at_most,
                 )
                 for field in message_class.value_fields
             )

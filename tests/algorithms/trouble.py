@@ -1,4 +1,4 @@
-"""An algorithm for tests: fails, dies or dawdles at a given round, on the rank that plays a given client or on rank 0."""
+"""An algorithm for tests: fails, dies or dawdles in a given round, on a client or on the server."""
 
 from __future__ import annotations
 

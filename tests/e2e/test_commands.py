@@ -41,7 +41,9 @@ def test_launch_gives_the_ledger_of_one_process(tmp_path):
 
     info = fedmpi("info", str(tmp_path / "three" / "ledger.h5"), "--json")
     summary = json.loads(info.stdout)
-    names = "status rounds accuracy loss num_messages up_nbytes down_nbytes wire_nbytes simulation_nbytes wall_s num_ranks"
+    names = (
+        "status rounds accuracy loss num_messages up_nbytes down_nbytes wire_nbytes simulation_nbytes wall_s num_ranks"
+    )
     assert set(names.split()) | {"model_digest", "ledger_digest"} <= set(summary)
     assert (summary["status"], summary["rounds"], summary["num_ranks"], summary["num_messages"]) == ("done", 2, 3, 16)
     assert summary["wire_nbytes"] == summary["up_nbytes"] + summary["down_nbytes"]
@@ -75,7 +77,11 @@ def test_open_mpi_gives_the_same_digests(tmp_path):
 
 
 def test_every_algorithm_runs_and_reduces_the_loss(tmp_path):
-    for name, extra in (("fedavg", []), ("fedavgm", ["algorithm.server_momentum=0.5"]), ("fedprox", ["algorithm.mu=0.1"])):
+    for name, extra in (
+        ("fedavg", []),
+        ("fedavgm", ["algorithm.server_momentum=0.5"]),
+        ("fedprox", ["algorithm.mu=0.1"]),
+    ):
         config = write_config(tmp_path, rounds=6, evaluate={"every": 6})
         done = fedmpi("run", str(config), f"algorithm.name={name}", *extra, "-o", str(tmp_path / name))
         assert done.returncode == 0, done.stderr

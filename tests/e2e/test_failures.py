@@ -23,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("launches")
 
 
 def trouble(folder: Path, **settings) -> Path:
-    return write_config(folder, algorithm={"name": TROUBLE, **settings}, ledger={"flush_s": 0.01}, evaluate={"every": 2})
+    return write_config(
+        folder, algorithm={"name": TROUBLE, **settings}, ledger={"flush_s": 0.01}, evaluate={"every": 2}
+    )
 
 
 def fedmpi(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:

@@ -189,8 +189,9 @@ def test_an_override_is_checked_like_the_file(tmp_path: Path) -> None:
 
 
 def test_more_clients_a_round_than_there_are(tmp_path: Path) -> None:
-    message = refusal(tmp_path, "rounds: 1\n", "partition.num_clients=5", "participation.clients_per_round=6",
-                      "partition.name=iid")  # fmt: skip
+    message = refusal(
+        tmp_path, "rounds: 1\n", "partition.num_clients=5", "participation.clients_per_round=6", "partition.name=iid"
+    )
     assert "participation.clients_per_round must be at most partition.num_clients = 5, got 6" in message
     load(tmp_path, "rounds: 1\n", "partition={name: iid, num_clients: 6}", "participation.clients_per_round=6")
 
@@ -235,21 +236,23 @@ def test_describe_names_every_setting() -> None:
 
 
 texts = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
+train = {"lr": st.floats(1e-30, 1e30), "clip_norm": st.none() | st.floats(1e-9, 10), "batch_size": st.integers(1, 99)}
+placement = {
+    "state_dir": st.sampled_from(["/a b/{rank}", "#x", "- y", "~"]),
+    "threads": st.just("auto") | st.integers(1, 9),
+}
+algorithm = {"name": texts, "list": st.lists(texts), "x": st.none() | st.booleans() | texts}
 trees = st.fixed_dictionaries(
     {"rounds": st.integers(1, 10**6)},
     optional={
         "seed": st.integers(0, 2**63 - 1),
-        "train": st.fixed_dictionaries({}, optional={
-            "lr": st.floats(1e-30, 1e30), "clip_norm": st.none() | st.floats(1e-9, 10), "batch_size": st.integers(1, 99),
-        }),
+        "train": st.fixed_dictionaries({}, optional=train),
         "partition": st.sampled_from(["iid", "dirichlet", "shards"]).map(lambda n: {"name": n, "num_clients": 77}),
-        "algorithm": st.fixed_dictionaries({"name": texts, "list": st.lists(texts), "x": st.none() | st.booleans() | texts}),
-        "placement": st.fixed_dictionaries({}, optional={
-            "state_dir": st.sampled_from(["/a b/{rank}", "#x", "- y", "~"]), "threads": st.just("auto") | st.integers(1, 9),
-        }),
+        "algorithm": st.fixed_dictionaries(algorithm),
+        "placement": st.fixed_dictionaries({}, optional=placement),
         "data": st.sampled_from([{}, {"name": "synthetic", "synthetic": {"noise": 1e-7}}, {"root": "/da: ta"}]),
     },
-)  # fmt: skip
+)
 
 
 @given(tree=trees)

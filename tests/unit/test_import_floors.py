@@ -139,7 +139,9 @@ def run(*args: str, path: Path | None = None) -> subprocess.CompletedProcess[str
 def loaded(*args: str) -> set[str]:
     """Return the top-level modules that a Python process imports, as it reports them itself."""
     stderr = run("-X", "importtime", *args).stderr
-    return {line.rpartition("|")[2].strip().split(".")[0] for line in stderr.splitlines() if line.startswith("import time:")}
+    return {
+        line.rpartition("|")[2].strip().split(".")[0] for line in stderr.splitlines() if line.startswith("import time:")
+    }
 
 
 def test_the_ledgers_reader_needs_neither_torch_nor_mpi() -> None:

@@ -75,7 +75,7 @@ class Codec(Protocol):
         """Return the alignment of the payload, known to both ends."""
 
     def decode(self, payload: np.ndarray, param: int, spec: FieldSpec, offset: int) -> Decoded:
-        """Return the value, a view of `payload` where it can be; raises `WireError` with offsets counted from `offset`."""
+        """Return the value, a view of `payload` if it can be; raises `WireError`, its offsets counted from `offset`."""
 
 
 ABSENT = 0

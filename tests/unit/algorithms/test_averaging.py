@@ -144,7 +144,7 @@ def test_a_seed_stands_for_its_model() -> None:
 
 def test_a_seed_that_gives_another_model_here() -> None:
     wrong = SeedDown(init_seed=11, state_hash=initial(11).state_hash ^ 1)
-    with pytest.raises(ProtocolError, match="the model built from seed 11 has hash .*server.initial_model=full"):
+    with pytest.raises(ProtocolError, match=r"the model built from seed 11 has hash .*server\.initial_model=full"):
         load_downlink(context(logreg()), wrong)
 
 

@@ -40,7 +40,9 @@ def initial(seed: int = 0) -> InitialModel:
 def images() -> DeviceImages:
     rng = np.random.default_rng(0)
     pixels, labels = rng.integers(0, 256, (45, 4, 4, 1), np.uint8), rng.integers(0, 3, 45)
-    return DeviceImages(pixels, labels, Dataset("x", pixels, labels, pixels, labels, 3, (0.5,), (0.3,)), torch.device("cpu"))
+    return DeviceImages(
+        pixels, labels, Dataset("x", pixels, labels, pixels, labels, 3, (0.5,), (0.3,)), torch.device("cpu")
+    )
 
 
 DATA = images()

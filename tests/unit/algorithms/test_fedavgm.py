@@ -64,7 +64,11 @@ def test_two_rounds_by_hand() -> None:
 vectors = st.lists(st.floats(-4, 4, width=32), min_size=3, max_size=3)
 
 
-@given(models=st.lists(vectors, min_size=1, max_size=5), beta=st.sampled_from([0.0, 0.5, 0.9]), eta=st.sampled_from([0.3, 1.0]))
+@given(
+    models=st.lists(vectors, min_size=1, max_size=5),
+    beta=st.sampled_from([0.0, 0.5, 0.9]),
+    eta=st.sampled_from([0.3, 1.0]),
+)
 def test_the_papers_formula(models: list[list[float]], beta: float, eta: float) -> None:
     half = server(server_momentum=beta, server_lr=eta)
     w, v = np.array([1.0, -2.0]), np.zeros(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -81,7 +83,9 @@ def test_crop_and_flip(draws: list[tuple[int, int, int]], shape: tuple[int, int,
     data = device_images(6, *shape)
     index = torch.arange(len(draws)).flip(0)
     x, y = data.gather(index, torch.tensor(draws))
-    want = np.stack([cropped(data.images_NHWC[i].numpy(), *draw) for i, draw in zip(index.tolist(), draws, strict=True)])
+    want = np.stack(
+        [cropped(data.images_NHWC[i].numpy(), *draw) for i, draw in zip(index.tolist(), draws, strict=True)]
+    )
     np.testing.assert_allclose(x.numpy(), normalized(want), rtol=1e-5, atol=2e-6)
     assert torch.equal(y, index)
 
@@ -101,7 +105,7 @@ def test_each_epoch_holds_each_sample_once_in_an_order_of_its_own() -> None:
     assert shard.num_samples == 33
     batches = labels_of(shard, 8, 3)
     assert [len(batch) for batch in batches] == [8, 8, 8, 8, 1] * 3
-    epochs = [sum(batches[start : start + 5], []) for start in (0, 5, 10)]
+    epochs = [list(chain(*batches[start : start + 5])) for start in (0, 5, 10)]
     assert all(sorted(epoch) == list(range(10, 43)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 

@@ -15,7 +15,8 @@ from fedmpi.wire.message import Schema
 from fedmpi.wire.values import Dense
 
 SCHEMA = Schema({"params": 4, "state": 5, "int_buffers": 2}, 1)
-TEXTS, FLOATS = ("direction", "kind", "codec"), ("bound_nbits", "paper_nbits", "encode_s", "decode_s", "send_t", "recv_t")
+TEXTS = ("direction", "kind", "codec")
+FLOATS = ("bound_nbits", "paper_nbits", "encode_s", "decode_s", "send_t", "recv_t")
 
 names = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=32)
 fields = {

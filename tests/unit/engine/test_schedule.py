@@ -102,7 +102,9 @@ def test_the_next_round_starts_afresh() -> None:
     limit=st.integers(0, 2000),
     data=st.data(),
 )
-def test_every_client_is_dealt_exactly_once(cost: dict[int, int], num_workers: int, limit: int, data: st.DataObject) -> None:
+def test_every_client_is_dealt_exactly_once(
+    cost: dict[int, int], num_workers: int, limit: int, data: st.DataObject
+) -> None:
     """Workers finish in any order, replies wait for their turn, and sizes vary."""
     dispatcher = Dispatcher(range(1, num_workers + 1), limit, 100)
     dispatcher.begin(cost)

@@ -108,8 +108,7 @@ def test_every_corrupt_byte_is_noticed() -> None:
                 wrong.append((position, flip, repr(error)))
             else:
                 unnoticed.append((position, flip))
-    assert unnoticed == []
-    assert wrong == []
+    assert (unnoticed, wrong) == ([], [])
 
 
 def test_every_truncation_and_extension_is_noticed() -> None:

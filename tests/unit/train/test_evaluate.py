@@ -16,7 +16,9 @@ from fedmpi.train.evaluate import evaluate_batch
 def device_images(num: int = 50) -> DeviceImages:
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (num, 8, 8, 1), np.uint8), rng.integers(0, 4, num)
-    return DeviceImages(images, labels, Dataset("x", images, labels, images, labels, 4, (0.5,), (0.3,)), torch.device("cpu"))
+    return DeviceImages(
+        images, labels, Dataset("x", images, labels, images, labels, 4, (0.5,), (0.3,)), torch.device("cpu")
+    )
 
 
 def net() -> nn.Module:

@@ -23,7 +23,9 @@ from fedmpi.train.local import PROGRESS_S, train_local
 def device_images(num: int = 90, seed: int = 0) -> DeviceImages:
     rng = np.random.default_rng(seed)
     images, labels = rng.integers(0, 256, (num, 8, 8, 1), np.uint8), rng.integers(0, 4, num)
-    return DeviceImages(images, labels, Dataset("x", images, labels, images, labels, 4, (0.5,), (0.3,)), torch.device("cpu"))
+    return DeviceImages(
+        images, labels, Dataset("x", images, labels, images, labels, 4, (0.5,), (0.3,)), torch.device("cpu")
+    )
 
 
 def net(dropout: float = 0.0) -> nn.Module:
@@ -131,13 +133,13 @@ def test_the_extra_loss_adds_its_gradient_and_not_its_value() -> None:
     starts = []
     losses = []
     cfg = TrainConfig(lr=1e-9, momentum=0.0, batch_size=16)  # the parameters hardly move: batch after batch alike
-    for name in grads:
+    for name, found in grads.items():
         flat = FlatModel(net())
         starts.append(flat.params_P.clone())
         stats = train_local(
             flat, Shard(device_images(), np.arange(40)), cfg, rng=rng(),
             extra_loss=(lambda w_P: 0.5 * (w_P - target).square().sum()) if name == "extra" else None,
-            after_backward=lambda model, name=name: grads[name].append(model.grads_P.clone()),
+            after_backward=lambda model, found=found: found.append(model.grads_P.clone()),
         )  # fmt: skip
         losses.append(stats.loss)
     assert len(grads["plain"]) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -112,4 +113,4 @@ def test_live_leases_never_overlap(ops: list[tuple[bool, int]]) -> None:
         for lease in live:
             assert lease.size == 0 or lease.min() == lease.max()
         spans = sorted((a.ctypes.data, a.ctypes.data + a.size) for a in live if a.size)
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))

@@ -7,6 +7,7 @@ that do not exist and never touches one that does.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -105,12 +106,28 @@ def test_today_reads_yesterdays_bytes(name: str) -> None:
     assert frame.wire_nbytes == len(raw)
 
 
-def test_every_fixture_and_every_message_of_the_package_is_covered() -> None:
-    assert {path.stem for path in FOLDER.glob("*.bin")} == set(MESSAGES)
+@pytest.fixture(autouse=True)
+def all_messages() -> None:
+    """Import every file that may define a message."""
     for name in BUILT_IN:
         importlib.import_module(f"fedmpi.algorithms.{name}")
+
+
+def test_every_fixture_and_every_message_of_the_package_is_covered() -> None:
+    assert {path.stem for path in FOLDER.glob("*.bin")} == set(MESSAGES)
     ours = {cls for cls in KINDS.values() if cls.__module__.startswith("fedmpi.")}
     assert ours == {type(msg) for msg in MESSAGES.values()} - {AllDtypes}
+
+
+def test_the_contract_shows_this_frame_and_these_kinds() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "wire_format.md").read_text()
+    dump = re.findall(r"^    [0-9a-f]{8}: ((?:[0-9a-f]{2,4} )+) ", text, re.MULTILINE)
+    assert bytes.fromhex("".join(dump)) == (FOLDER / "model_up.bin").read_bytes()
+    explained = re.findall(r"^\| \d+ \| `([0-9a-f ]+)` \|", text, re.MULTILINE)
+    assert bytes.fromhex("".join(explained)) == (FOLDER / "model_up.bin").read_bytes()
+    kinds = re.findall(r"^\| `(\w+)` \| (up|down) \| `(\w+)` \| (\d+) \|", text, re.MULTILINE)
+    ours = [cls for cls in KINDS.values() if cls.__module__.startswith("fedmpi.")]
+    assert sorted(kinds) == sorted((cls.__name__, cls.direction, cls.kind, str(cls.kind_id)) for cls in ours)
 
 
 def test_files_that_exist_are_never_written(tmp_path: Path) -> None:
