@@ -62,31 +62,32 @@ def test_sections_are_frozen() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("rounds: 1\nlearning_rate: 7\n", ["learning_rate", "unknown key", "7"]),
-        ("rounds: 1\ntrain: {learning_rate: 7}\n", ["train.learning_rate", "unknown key", "7"]),
-        ("rounds: 1\npartition: {name: iid, beta: 0.3}\n", ["partition.beta", "unknown key", "0.3"]),
-        ("rounds: many\n", ["rounds", "integer", "'many'"]),
-        ("rounds: 1.5\n", ["rounds", "integer", "1.5"]),
-        ("rounds: 1\ntrain: 3\n", ["train", "dictionary", "3"]),
-        ("rounds: 1\nalgorithm: fedavg\n", ["algorithm", "dictionary", "'fedavg'"]),
-        ("rounds: 0\n", ["rounds", "greater than or equal to 1", "0"]),
-        ("rounds: 1\nseed: -1\n", ["seed", "greater than or equal to 0", "-1"]),
-        ("rounds: 1\nseed: 9223372036854775808\n", ["seed", "9223372036854775807", "9223372036854775808"]),
-        ("rounds: 1\ntrain: {momentum: 1.0}\n", ["train.momentum", "less than 1", "1.0"]),
-        ("rounds: 1\ntrain: {lr: .nan}\n", ["train.lr", "nan"]),
-        ("rounds: 1\ntrain: {lr: .inf}\n", ["train.lr", "finite", "inf"]),
-        ("rounds: 1\npartition: {name: iid, num_clients: 0}\n", ["partition.num_clients", "equal to 1", "0"]),
+        ("rounds: 1\nlearning_rate: 7\n", ["learning_rate", "unknown key (value 7)"]),
+        ("rounds: 1\ntrain: {learning_rate: 7}\n", ["train.learning_rate", "unknown key (value 7)"]),
+        ("rounds: 1\npartition: {name: iid, beta: 0.3}\n", ["partition.beta", "unknown key (value 0.3)"]),
+        ("rounds: many\n", ["rounds", "integer", "got 'many'"]),
+        ("rounds: 1.5\n", ["rounds", "integer", "got 1.5"]),
+        ("rounds: 1\ntrain: 3\n", ["train", "dictionary", "got 3"]),
+        ("rounds: 1\nalgorithm: fedavg\n", ["algorithm", "dictionary", "got 'fedavg'"]),
+        ("rounds: 0\n", ["rounds", "greater than or equal to 1", "got 0"]),
+        ("rounds: 1\nseed: -1\n", ["seed", "greater than or equal to 0", "got -1"]),
+        ("rounds: 1\nseed: 9223372036854775808\n", ["seed", "9223372036854775807", "got 9223372036854775808"]),
+        ("rounds: 1\ntrain: {momentum: 1.0}\n", ["train.momentum", "less than 1", "got 1.0"]),
+        ("rounds: 1\ntrain: {lr: .nan}\n", ["train.lr", "got nan"]),
+        ("rounds: 1\ntrain: {lr: .inf}\n", ["train.lr", "finite", "got inf"]),
+        ("rounds: 1\npartition: {name: iid, num_clients: 0}\n", ["partition.num_clients", "equal to 1", "got 0"]),
         ("rounds: 1\npartition: {name: sorted}\n", ["partition", "'sorted'", "'iid', 'dirichlet', 'shards'"]),
-        ("rounds: 1\ndata: {augment: flip}\n", ["data.augment", "'none' or 'crop_flip'", "'flip'"]),
+        ("rounds: 1\ndata: {augment: flip}\n", ["data.augment", "'none' or 'crop_flip'", "got 'flip'"]),
         ("rounds: 1\nmodel: {hidden: 3}\n", ["model.name", "required"]),
         ("seed: 1\n", ["rounds", "required"]),
-        ("rounds: 1\n2: 3\n", ["2", "3"]),
+        ("rounds: 1\n2: 3\n", ["2: Keys should be strings", "got 2"]),
     ],
 )
 def test_refusals_name_file_key_value_and_rule(tmp_path: Path, text: str, words: list[str]) -> None:
-    message = refusal(tmp_path, text)
-    for word in ["run.yaml", *words]:
-        assert word in message
+    file, _, problem = refusal(tmp_path, text).partition(": ")
+    assert file == str(tmp_path / "run.yaml")
+    for word in words:
+        assert word in problem
 
 
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
@@ -184,8 +185,7 @@ def test_an_override_whose_value_is_not_yaml(tmp_path: Path) -> None:
 
 def test_an_override_is_checked_like_the_file(tmp_path: Path) -> None:
     message = refusal(tmp_path, "rounds: 1\n", "train.lr=-2")
-    assert "train.lr" in message
-    assert "-2" in message
+    assert "train.lr: Input should be greater than 0, got -2" in message
 
 
 def test_more_clients_a_round_than_there_are(tmp_path: Path) -> None:
