@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import signal
 import socket
@@ -108,6 +109,7 @@ def _serve(config: RunConfig, out: Path, comm: Communicator, overwrite: bool, st
         with contextlib.suppress(FedmpiError):
             ledger.finish(words, {})
         console.print(f"fedmpi: {words}")
+        console.close()
         raise
     console.print(summary.timing_table(totals.phase_s, totals.peak_nbytes))
     with Ledger(out / LEDGER_NAME) as written:
@@ -141,6 +143,9 @@ def _start_player(rank: Rank, setup: Setup, members: Membership) -> ClientStateS
     folder = state_folder(setup.config.placement.state_dir, rank.comm.rank, members.token)
     store = ClientStateStore(folder, rank.comm.pool)
     Player(rank, setup, device, store)
+    # What the imports left behind lives as long as the process: collecting garbage need not walk through it again.
+    gc.collect()
+    gc.freeze()
     return store
 
 

@@ -102,8 +102,11 @@ class Communicator(Protocol):
     def num_unsent(self) -> int:
         """Drive the sends in flight and return how many are not complete."""
 
-    def nap(self, seconds: float) -> None:
-        """Let the core go for at most `seconds`, less if a packet may have come."""
+    def nap(self, seconds: float) -> bool:
+        """Let the core go for at most `seconds`; return True, early, if a rank says that it has sent something."""
+
+    def rings(self) -> bool:
+        """Return whether every rank that sends packets ends this rank's naps."""
 
     def close(self) -> None:
         """Give back sockets; no packet may be under way."""
@@ -132,7 +135,8 @@ def wait_for(
 
     Every wait that can be long goes through here: a blocking MPI call would burn a whole core. Each look asks twice,
     since MPI's first look only drives the progress that the second one sees. Naps double from 20 us to 1 ms, and
-    stretch to 5 ms after 2 s; a doorbell cuts them short.
+    stretch to 5 ms after 2 s. Where a doorbell ends them they are long from the start, and short after it has rung: it
+    can outrun the data.
 
     Parameters
     ----------
@@ -152,7 +156,7 @@ def wait_for(
         After `timeout_s`.
     """
     start = perf_counter()
-    nap_s = FIRST_NAP_S
+    nap_s = LONG_NAP_S if comm.rings() else FIRST_NAP_S
     while True:
         found = ready()
         if found is None:
@@ -164,5 +168,7 @@ def wait_for(
             raise ProtocolError(f"rank {comm.rank} waited {timeout_s:g} s for {what()} (comm.timeout_s)")
         if waited < spin_s:
             continue
-        comm.nap(nap_s)
-        nap_s = min(2 * nap_s, LONG_NAP_S if waited > LONG_WAIT_S else LAST_NAP_S)
+        if comm.nap(nap_s):
+            nap_s = FIRST_NAP_S
+        elif nap_s < LONG_NAP_S:
+            nap_s = min(2 * nap_s, LONG_NAP_S if waited > LONG_WAIT_S else LAST_NAP_S)

@@ -46,14 +46,22 @@ class Doorbell:
             with contextlib.suppress(OSError):
                 self._socket.sendto(b"!", address)
 
-    def nap(self, seconds: float) -> None:
-        """Sleep until rung, at most `seconds`."""
+    @property
+    def num_others(self) -> int:
+        """Number of neighbours whose bells are known; they know this one too."""
+        return len(self._others)
+
+    def nap(self, seconds: float) -> bool:
+        """Sleep until rung, at most `seconds`; return whether it was."""
         if self._socket is None:
             time.sleep(seconds)
-        elif select.select([self._socket], [], [], seconds)[0]:
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    self._socket.recv(1)
+            return False
+        if not select.select([self._socket], [], [], seconds)[0]:
+            return False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._socket.recv(1)
+        return True
 
     def close(self) -> None:
         """Close the socket."""

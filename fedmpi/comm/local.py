@@ -41,8 +41,12 @@ class LocalCommunicator:
     def num_unsent(self) -> int:
         return 0
 
-    def nap(self, seconds: float) -> None:
+    def nap(self, seconds: float) -> bool:
         time.sleep(seconds)
+        return False
+
+    def rings(self) -> bool:
+        return False
 
     def close(self) -> None:
         pass

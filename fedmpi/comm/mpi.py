@@ -17,7 +17,7 @@ mpi4py.rc.threads = False  # one thread calls MPI; the library may leave out its
 
 from mpi4py import MPI  # noqa: E402
 
-INLINE_NBYTES = 8192
+INLINE_NBYTES = 1 << 16
 """A body up to this size travels in one transfer with its envelope."""
 
 _TAG_ENVELOPE = 1
@@ -65,6 +65,7 @@ class MpiCommunicator:
         self._status = MPI.Status()
         self._unsent: list[tuple[Any, Any]] = []  # request, and what it must keep alive
         self._arriving: dict[int, deque[_Arriving]] = {}  # by source, in order of sending
+        self._to_ring: set[int] = set()
 
     def send(self, dest: int, envelope: Envelope, body: np.ndarray | None = None) -> None:
         nbytes = 0 if body is None else body.size
@@ -79,12 +80,17 @@ class MpiCommunicator:
             self._start(head, dest, _TAG_ENVELOPE)
             for start in range(0, nbytes, self._chunk_nbytes):
                 self._start(body[start : start + self._chunk_nbytes], dest, _TAG_BODY)
-        self.bell.ring(dest)
+        self._to_ring.add(dest)
 
     def _start(self, data: bytes | np.ndarray, dest: int, tag: int) -> None:
         self._unsent.append((self._comm.Isend([data, MPI.BYTE], dest, tag), data))
 
     def num_unsent(self) -> int:
+        # Rung once for all that was sent since the last look: waking a rank costs it, and this one, more than a send.
+        if self._to_ring:
+            for dest in self._to_ring:
+                self.bell.ring(dest)
+            self._to_ring.clear()
         if self._unsent:
             self._unsent = [pair for pair in self._unsent if not pair[0].Test()]
         return len(self._unsent)
@@ -138,8 +144,11 @@ class MpiCommunicator:
         queue.append(_Arriving(envelope, body, requests))
         return None
 
-    def nap(self, seconds: float) -> None:
-        self.bell.nap(seconds)
+    def nap(self, seconds: float) -> bool:
+        return self.bell.nap(seconds)
+
+    def rings(self) -> bool:
+        return self.bell.num_others >= self.size - 1
 
     def close(self) -> None:
         self.bell.close()

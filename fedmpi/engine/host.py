@@ -30,6 +30,8 @@ class TurnReport:
     loss : float
         Mean training loss, NaN if the client trained nothing.
     num_steps, num_samples : int
+    kept_state : bool
+        Whether the client's state was written.
     phase_totals : list of float
         The rank's seconds by phase since its start.
     downs : list of (float, float)
@@ -39,23 +41,28 @@ class TurnReport:
     loss: float
     num_steps: int
     num_samples: int
+    kept_state: bool
     phase_totals: list[float]
     downs: list[tuple[float, float]]
 
     def floats(self) -> list[float]:
         """Return the report as plain numbers."""
-        return [
-            self.loss, self.num_steps, self.num_samples, *self.phase_totals,
-            *(number for down in self.downs for number in down),
-        ]  # fmt: skip
+        downs = (number for down in self.downs for number in down)
+        return [self.loss, self.num_steps, self.num_samples, self.kept_state, *self.phase_totals, *downs]
 
     @classmethod
     def from_body(cls, body: np.ndarray) -> TurnReport:
         """Read a report from a packet's body."""
-        numbers = unpack_floats(body)
-        rest = numbers[3 + len(PHASES) :]
-        downs = list(zip(rest[::2], rest[1::2], strict=True))
-        return cls(numbers[0], int(numbers[1]), int(numbers[2]), numbers[3 : 3 + len(PHASES)], downs)
+        loss, num_steps, num_samples, kept_state, *rest = unpack_floats(body)
+        downs = rest[len(PHASES) :]
+        return cls(
+            loss,
+            int(num_steps),
+            int(num_samples),
+            bool(kept_state),
+            rest[: len(PHASES)],
+            list(zip(downs[::2], downs[1::2], strict=True)),
+        )
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,9 @@ def join(comm: Communicator, config: RunConfig) -> tuple[Rank, Membership]:
         welcome = answers[0]
     rank.start_clock(welcome["start_t"])
     if bell is not None and config.comm.doorbell:
-        bells = {r: address for r, (host, address) in enumerate(welcome["bells"]) if host == own.host}
+        bells = {
+            r: address for r, (host, address) in enumerate(welcome["bells"]) if host == own.host and r != comm.rank
+        }
         bell.connect(bells)
     places = [Place(**place) for place in welcome["places"]]
     if comm.size > 1 and places[comm.rank].core_to_spare:

@@ -157,7 +157,9 @@ class Player:
         stats = self._context.stats
         num_samples = sum(s.num_samples for s in stats)
         loss = sum(s.loss * s.num_samples for s in stats) / num_samples if num_samples else float("nan")
-        report = TurnReport(loss, sum(s.num_steps for s in stats), num_samples, self.rank.timer.totals(), turn.downs)
+        num_steps = sum(s.num_steps for s in stats)
+        kept_state = bool(self._initial_state)
+        report = TurnReport(loss, num_steps, num_samples, kept_state, self.rank.timer.totals(), turn.downs)
         self.rank.send(turn.host, Envelope(Topic.DONE, False, round_idx, client_id), pack_floats(*report.floats()))
 
     def _load_state(self, turn: _Turn) -> None:

@@ -91,7 +91,7 @@ class Server:
         self._replies: dict[int, Reply] = {}
         self._held_nbytes = 0
         self._away: set[int] = set()  # clients whose conversations other ranks host
-        self._state_home: dict[int, tuple[int, int]] = {}  # client: round of its newest state, rank that wrote it
+        self._homes: dict[int, tuple[int, int]] = {}  # client: round of its newest state, rank that wrote it
         self._evaluation: Evaluation | None = None
         self._round_rows: deque[dict[str, float]] = deque()
         self._cum_nbytes = {"down": 0, "up": 0}
@@ -142,8 +142,10 @@ class Server:
         self._share_state(round_idx, cohort)
         with rank.timer.phase("aggregate"):
             self._algorithm.begin_round(round_idx, cohort)
-        epochs = setup.config.train.local_epochs
-        self._dispatcher.begin({client: setup.num_samples(client) * epochs for client in cohort})
+        cost = {client: setup.num_samples(client) for client in cohort}
+        self._dispatcher.begin(
+            cost, {client: self._workers_at_home(client) for client in cohort if client in self._homes}
+        )
         self._deal()
         self._ledger_work()
         nbytes = {"down": 0, "up": 0}
@@ -199,31 +201,22 @@ class Server:
     def _deal(self) -> None:
         """Give out work while workers can take it: clients first, then batches to test."""
         while not self._dispatcher.all_dealt:
-            if self._dispatcher.free_worker() is None:
+            worker = self._dispatcher.free_worker()
+            if worker is None:
                 return
-            client_id = self._dispatcher.next_client(self._held_nbytes)
-            assert client_id is not None
-            self._deal_client(client_id)
+            self._deal_client(self._dispatcher.next_client(worker, self._held_nbytes), worker)
         evaluation = self._evaluation
         while evaluation is not None and not evaluation.all_dealt:
             worker = self._dispatcher.free_worker()
             if worker is None:
                 return
-            self._dispatcher.give(worker, evaluation.deal(worker), 0)
+            self._dispatcher.give(worker, evaluation.deal(worker))
 
-    def _deal_client(self, client_id: int) -> None:
-        state_version, home = self._state_home.get(client_id, (-1, -1))
-        player = None
-        if home >= 0:  # those who see the client's state need not be sent it
-            player = self._dispatcher.free_worker(lambda worker: self._domains[worker] == self._domains[home])
-        if player is None:
-            player = self._dispatcher.free_worker()
-            assert player is not None
-            if home >= 0:
-                want = Envelope(Topic.STATE_WANT, False, state_version, client_id, arg=player)
-                self._rank.send(home, want)
-        cost = self._setup.num_samples(client_id) * self._setup.config.train.local_epochs
-        self._dispatcher.give(player, client_id, cost)
+    def _deal_client(self, client_id: int, player: int) -> None:
+        state_version, home = self._homes.get(client_id, (-1, -1))
+        if home >= 0 and self._domains[player] != self._domains[home]:
+            self._rank.send(home, Envelope(Topic.STATE_WANT, False, state_version, client_id, arg=player))
+        self._dispatcher.give(player, client_id)
         host = self._host_of(player)
         if host == self._rank.comm.rank:
             self._host.start(self._round_idx, client_id, player, state_version)
@@ -231,6 +224,11 @@ class Server:
             self._away.add(client_id)
             envelope = Envelope(Topic.HOST, False, self._round_idx, client_id, step=state_version, arg=player)
             self._rank.send(host, envelope)
+
+    def _workers_at_home(self, client_id: int) -> list[int]:
+        """Return the workers that see a client's newest state."""
+        home = self._domains[self._homes[client_id][1]]
+        return [worker for worker in self._workers if self._domains[worker] == home]
 
     def _host_of(self, player: int) -> int:
         policy = self._setup.config.server.host
@@ -280,7 +278,8 @@ class Server:
         self._dispatcher.saw_reply(nbytes)
         self._dispatcher.take_back(reply.player, reply.client_id)
         self._last_phases[reply.player] = reply.report.phase_totals
-        self._state_home[reply.client_id] = (reply.round_idx, reply.player)
+        if reply.report.kept_state:
+            self._homes[reply.client_id] = (reply.round_idx, reply.player)
         self._deal()
 
     def _start_evaluation(self, round_idx: int) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
+
+_FLUSH_S = 0.1
 
 
 class Console:
@@ -19,17 +22,31 @@ class Console:
     """
 
     def __init__(self, log_path: Path | None = None) -> None:
-        self._log: TextIO | None = open(log_path, "w", buffering=1) if log_path else None  # noqa: SIM115
+        self._log: TextIO | None = open(log_path, "w") if log_path else None  # noqa: SIM115
+        self._flushed = 0.0
 
     def print(self, text: str = "") -> None:
         """Print a text; a live bar stays below it."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        if sys.stdout.isatty():
+            tqdm.write(text, file=sys.stdout)
+        else:
+            sys.stdout.write(text + "\n")
         if self._log is not None:
             self._log.write(text + "\n")
+        # With rounds of milliseconds, flushing every line costs more than anything else the server does.
+        if time.monotonic() > self._flushed + _FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Let everything printed be seen."""
+        sys.stdout.flush()
+        if self._log is not None:
+            self._log.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Close the log."""
+        self.flush()
         if self._log is not None:
             self._log.close()
             self._log = None
