@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticUndefined
 
 from fedmpi.errors import ConfigError
 
@@ -189,7 +190,8 @@ def parse_yaml(text: str, source: str) -> Any:
     """Parse YAML; duplicate keys and syntax errors raise `ConfigError` naming `source`."""
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ConfigError) as error:
+    except (yaml.YAMLError, ConfigError, TypeError, ValueError) as error:
+        # PyYAML lets unhashable keys and impossible dates through as plain errors.
         raise ConfigError(f"{source}: {error}") from error
 
 
@@ -203,7 +205,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
         node = tree
         *parents, leaf = path.split(".")
         for parent in parents:
-            child = node.get(parent) or {}
+            child = {} if node.get(parent) is None else node[parent]
             if not isinstance(child, dict):
                 raise ConfigError(f"override {override!r}: {parent} holds the value {child!r}, not a section")
             node[parent] = child = dict(child)
@@ -264,28 +266,25 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def describe(config: Section) -> str:
     """Return the resolved configuration as YAML; a comment marks each value that differs from its default."""
-    return "\n".join(_describe_lines(config, indent="")) + "\n"
+    return "\n".join(_describe_lines(config, None, indent="")) + "\n"
 
 
-def _describe_lines(section: Section, indent: str) -> list[str]:
+def _describe_lines(section: Section, default: Section | None, indent: str) -> list[str]:
+    """Describe a section; `default` is what the section above has in its place by default, if anything."""
     lines = []
     values: dict[str, Any] = {name: getattr(section, name) for name in type(section).model_fields}
     values.update(section.__pydantic_extra__ or {})
     for name, value in values.items():
+        field = type(section).model_fields.get(name)
+        usual = PydanticUndefined if field is None else field.get_default(call_default_factory=True)
+        usual = getattr(default, name, usual)
         if isinstance(value, Section):
             lines.append(f"{indent}{name}:")
-            lines.extend(_describe_lines(value, indent + "  "))
+            lines.extend(_describe_lines(value, usual if isinstance(usual, Section) else None, indent + "  "))
             continue
-        field = type(section).model_fields.get(name)
         plain = yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).strip().removesuffix("...").strip()
-        text = f"{name}: {plain}"
-        if field is None or field.is_required():
-            mark = "  # set"
-        elif value != field.get_default(call_default_factory=True):
-            mark = f"  # default: {field.get_default(call_default_factory=True)}"
-        else:
-            mark = ""
-        lines.append(f"{indent}{text}{mark}")
+        mark = "" if value == usual else "  # set" if usual is PydanticUndefined else f"  # default: {usual}"
+        lines.append(f"{indent}{name}: {plain}{mark}")
     return lines
 
 

@@ -89,7 +89,7 @@ def layout_of(module: nn.Module) -> Layout:
     Raises
     ------
     ConfigError
-        For parameters that are not float32.
+        For parameters that are not float32, or buffers that are neither float32 nor int64.
     """
     entries: list[Entry] = []
 
@@ -109,6 +109,8 @@ def layout_of(module: nn.Module) -> Layout:
     for name, buffer in module.named_buffers():
         if name not in persistent:
             continue
+        if buffer.dtype not in (torch.float32, torch.int64):
+            raise ConfigError(f"buffer {name} must be float32 or int64, got {buffer.dtype}")
         if buffer.is_floating_point():
             num_state = add(name, "buffer", buffer, num_state)
         else:

@@ -98,14 +98,24 @@ class WeightedMean:
         self.total_samples = 0
 
     def add(self, up: ModelUp) -> None:
-        """Add one model; integer buffers are those of the first added, which has the lowest client_id."""
+        """Add one model; integer buffers are those of the first added, which has the lowest client_id.
+
+        Raises
+        ------
+        ProtocolError
+            If the client says that it has no samples.
+        """
+        if up.num_samples < 1:
+            raise ProtocolError(f"a client's model must stand for at least 1 sample, got {up.num_samples}")
         self._sum_S.add_(up.state.tensor(), alpha=up.num_samples)
         self.total_samples += up.num_samples
         if self._ints_I is None and up.int_buffers is not None:
             self._ints_I = up.int_buffers.tensor().clone()
 
     def mean_into(self, model: GlobalModel) -> None:
-        """Write the mean over `model`."""
+        """Write the mean over `model`; where nothing was added, leave it as it is."""
+        if not self.total_samples:
+            return
         torch.div(self._sum_S, self.total_samples, out=self._sum_S)
         model.state_S.copy_(self._sum_S)
         if self._ints_I is not None:

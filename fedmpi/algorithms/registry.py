@@ -34,7 +34,13 @@ def find(name: str) -> Algorithm:
         return _checked(getattr(_import_file(Path(path)), attribute, None), name)
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     if name in points.names:
-        return _checked(points[name].load(), name)
+        try:
+            return _checked(points[name].load(), name)
+        except (ImportError, AttributeError) as error:
+            where = points[name].value
+            raise ConfigError(
+                f"algorithm.name={name}: loading {where} failed: {type(error).__name__}: {error}"
+            ) from error
     known = ", ".join(sorted({*BUILT_IN, *points.names}))
     raise ConfigError(f"algorithm.name must be one of {known}, or path/to/file.py:Name, got {name!r}")
 

@@ -1,7 +1,7 @@
 """Tensors and plain numbers as one checked block of bytes: a half's state on its way, a client's state on disk.
 
-Layout: magic, 32-bit length of a JSON table, XXH3-64 of all that follows it, the table, then each tensor's bytes at a
-multiple of 64. No pickle: a table of names, dtypes, shapes and offsets says it all.
+Layout: magic, 64-bit length of a JSON table, XXH3-64 of these two and of all that follows it, the table, then each
+tensor's bytes at a multiple of 64. No pickle: a table of names, dtypes, shapes and offsets says it all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 from fedmpi.errors import OutputError
 from fedmpi.wire.buffers import BufferPool
 
-_HEAD = struct.Struct("<8sIxxxxQ")
+_HEAD = struct.Struct("<8sQQ")
+_CHECKED_HEAD_NBYTES = 16
 _MAGIC = b"fedmpiS1"
 _ALIGN = 64
 
@@ -44,9 +45,15 @@ def pack_state(state: Mapping[str, Tensor | int | float | str], pool: BufferPool
     body[_HEAD.size : _HEAD.size + len(text)] = np.frombuffer(text, np.uint8)
     for offset, array in arrays:
         body[start + offset : start + offset + array.size] = array
-    checksum = xxhash.xxh3_64_intdigest(body[_HEAD.size :].data)
-    body[: _HEAD.size] = np.frombuffer(_HEAD.pack(_MAGIC, len(text), checksum), np.uint8)
+    body[: _HEAD.size] = np.frombuffer(_HEAD.pack(_MAGIC, len(text), 0), np.uint8)
+    body[_CHECKED_HEAD_NBYTES : _HEAD.size] = np.frombuffer(struct.pack("<Q", _checksum(body)), np.uint8)
     return body
+
+
+def _checksum(body: np.ndarray) -> int:
+    digest = xxhash.xxh3_64(body[:_CHECKED_HEAD_NBYTES].data)
+    digest.update(body[_HEAD.size :].data)
+    return digest.intdigest()
 
 
 def unpack_state(body: np.ndarray, source: str) -> dict[str, Tensor | int | float | str]:
@@ -62,7 +69,7 @@ def unpack_state(body: np.ndarray, source: str) -> dict[str, Tensor | int | floa
     magic, text_nbytes, checksum = _HEAD.unpack(body[: _HEAD.size].tobytes())
     if magic != _MAGIC:
         raise OutputError(f"{source}: not a state of this version, it begins with {magic!r}")
-    found = xxhash.xxh3_64_intdigest(body[_HEAD.size :].data)
+    found = _checksum(body)
     if found != checksum:
         raise OutputError(f"{source}: its checksum is {checksum:016x}, its content has {found:016x}: it is damaged")
     table = json.loads(body[_HEAD.size : _HEAD.size + text_nbytes].tobytes())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from fedmpi.wire.message import Message
 from fedmpi.wire.values import Dense, Value
 
@@ -23,7 +21,7 @@ def number_bound_nbits(number: int | float) -> float:
     if isinstance(number, float):
         return 64.0
     zigzag = 2 * number if number >= 0 else -2 * number - 1
-    return float(max(1, math.ceil(math.log2(zigzag + 1))))
+    return float(max(1, zigzag.bit_length()))
 
 
 def bound_nbits(message: Message) -> float:

@@ -36,7 +36,7 @@ class BufferPool:
     def lease(self, nbytes: int) -> np.ndarray:
         """Return a uint8 array of shape (nbytes,), contents undefined.
 
-        The smallest free buffer that fits and is at most twice as large (or a page) is taken, else one is allocated.
+        The smallest free buffer that fits is taken, if it is at most twice as large (or four pages); else a new one.
         """
         best = -1
         limit = max(2 * nbytes, 4 * _PAGE)

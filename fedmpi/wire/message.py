@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_arg
 import numpy as np
 
 from fedmpi.wire.codecs.base import FieldSpec
-from fedmpi.wire.values import Value
+from fedmpi.wire.values import DENSE_DTYPES, Value
 
 Direction = Literal["down", "up"]
 
@@ -159,7 +159,6 @@ def message(kind: str, direction: Direction) -> Callable[[type[M]], type[M]]:
                 f"message {cls.__qualname__} ({direction} {kind!r}) has the number of {other.__qualname__} "
                 f"({other.direction} {other.kind!r}); choose another kind"
             )
-        KINDS[cls.kind_id] = cls
         hints = get_type_hints(cls)
         values, numbers = [], []
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -168,12 +167,16 @@ def message(kind: str, direction: Direction) -> Callable[[type[M]], type[M]]:
             plain = next(iter(arg for arg in get_args(hint) if arg is not type(None)), None) if optional else hint
             if isinstance(plain, type) and issubclass(plain, Value) and "value" in field.metadata:
                 dtype, numel, at_most = field.metadata["value"]
+                if dtype not in DENSE_DTYPES:
+                    known = ", ".join(DENSE_DTYPES)
+                    raise TypeError(f"{cls.__qualname__}.{field.name}: dtype must be one of {known}, got {dtype!r}")
                 values.append(ValueField(field.name, plain, dtype, numel, at_most, optional))
             elif plain in (int, float) and not optional:
                 numbers.append(NumberField(field.name, plain))
             else:
                 raise TypeError(f"{cls.__qualname__}.{field.name}: a field is a declared value, an int or a float")
         cls.value_fields, cls.number_fields = tuple(values), tuple(numbers)
+        KINDS[cls.kind_id] = cls
         return cls
 
     return decorate

@@ -13,6 +13,10 @@ HEADROOM = 256
 """Bytes kept free before a framed vector: room for a frame's header, section table and scalars."""
 
 
+DENSE_DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8")
+"""numpy names of the dtypes of a `Dense`."""
+
+
 class Value:
     """Base of the values; a message's fields are values or plain numbers."""
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from fedmpi.errors import WireError
 from fedmpi.wire.codecs.base import Decoded, Encoded, FieldSpec, register
-from fedmpi.wire.values import Dense, Value
+from fedmpi.wire.values import DENSE_DTYPES, Dense, Value
 
-_DTYPE_CODES = {"float32": 0, "float64": 1, "float16": 2, "int64": 3, "int32": 4, "uint8": 5}
+_DTYPE_CODES = {dtype: code for code, dtype in enumerate(DENSE_DTYPES)}
 
 
 class RawDense:

@@ -49,6 +49,8 @@ def encode_numbers(numbers: Sequence[int | float], classes: Sequence[type[int] |
         if number_class is float:
             out += struct.pack("<d", number)
         else:
+            if not isinstance(number, int):
+                raise ValueError(f"a field of ints got {number!r}")
             integer = int(number)
             put_varint(2 * integer if integer >= 0 else -2 * integer - 1, out)
     return bytes(out)
