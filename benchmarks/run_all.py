@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def accuracy() -> None:
         command = [sys.executable, "-m", "fedmpi", "launch", "-n", "3", str(REFERENCE), "-o", folder]
         subprocess.run(command, env=ENV, check=True, capture_output=True)
         with Ledger(Path(folder) / "ledger.h5") as ledger:
-            ours = [value for value in ledger.rounds["test_accuracy"].tolist() if value == value]
+            ours = [value for value in ledger.rounds["test_accuracy"].tolist() if not math.isnan(value)]
     bare = [sys.executable, str(HERE / "bare.py"), str(REFERENCE), "--federated", "--json"]
     plain = json.loads(subprocess.run(bare, env=ENV, check=True, capture_output=True, text=True).stdout)
     for name, values in (("fedmpi", ours), ("plain loop", plain["accuracy"])):

@@ -159,4 +159,4 @@ class MpiCommunicator:
 
 def library_version() -> str:
     """Return the first line of what the MPI library calls itself."""
-    return MPI.Get_library_version().split("\n")[0].strip("\0 ,")
+    return " ".join(MPI.Get_library_version().split("\n")[0].strip("\0 ,").split())

@@ -219,10 +219,20 @@ def marks(text: str) -> dict[str, str]:
 
 
 def test_describe_marks_what_differs_from_its_default() -> None:
-    text = describe(validate(RunConfig, {"rounds": 4, "train": {"lr": 0.5}, "evaluate": {"every": 5}}))
-    assert marks(text) == {
-        "rounds": "set", "train.lr": "default: 0.05", "model.name": "set", "algorithm.name": "set",
+    tree = {"rounds": 4, "train": {"lr": 0.5}, "evaluate": {"every": 5}, "algorithm": {"name": "fedavg"}}
+    assert marks(describe(validate(RunConfig, tree))) == {"rounds": "set", "train.lr": "default: 0.05"}
+
+
+def test_describe_marks_another_algorithm_and_settings_that_only_it_knows() -> None:
+    tree = {"rounds": 4, "algorithm": {"name": "fedprox", "mu": 0.5}, "model": {"name": "cnn", "width": 8}}
+    assert marks(describe(validate(RunConfig, tree))) == {
+        "rounds": "set", "algorithm.name": "default: fedavg", "algorithm.mu": "set", "model.width": "set",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_at_least_one_thread(tmp_path: Path, threads: int) -> None:
+    assert "placement.threads" in refusal(tmp_path, "rounds: 1\n", f"placement.threads={threads}")
 
 
 def test_describe_marks_a_partition_of_another_name() -> None:

@@ -67,8 +67,9 @@ def test_by_hand() -> None:
     assert body.size == 128  # header 24, table 34, padding 6, then the tensor at a multiple of 64
     assert body[64:72].view(np.float32).tolist() == [1.0, 2.0]
     assert bytes(body[24 : 24 + len(text)]) == text
-    assert bytes(body[:16]) == b"fedmpiS1" + struct.pack("<I", len(text)) + b"\0" * 4
-    assert struct.unpack("<Q", bytes(body[16:24]))[0] == xxhash.xxh3_64_intdigest(body[24:].tobytes())
+    magic, text_nbytes, checksum = struct.unpack("<8sQQ", body[:24].tobytes())
+    assert (magic, text_nbytes) == (b"fedmpiS1", len(text))
+    assert checksum == xxhash.xxh3_64_intdigest(body[:16].tobytes() + body[24:].tobytes())
 
 
 def test_tensors_are_aligned_views() -> None:
