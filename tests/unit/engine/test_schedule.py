@@ -46,13 +46,13 @@ def test_each_worker_follows_its_own_plan() -> None:
 
 def test_a_worker_whose_plan_is_done_takes_the_smallest_of_the_one_with_most_left() -> None:
     dispatcher = Dispatcher([1, 2, 3], PLENTY, 100)
-    dispatcher.begin({1: 90, 2: 80, 3: 70, 4: 20, 5: 10, 6: 9})  # planned: 1, 2 5 and 3 4 6
+    dispatcher.begin({1: 91, 2: 82, 3: 70, 4: 20, 5: 7, 6: 6})  # planned: 1, 2 5 6 and 3 4
     assert dispatcher.next_client(1, 0) == 1
-    assert dispatcher.next_client(1, 0) == 6  # 3 has 99 left, 2 has 90
-    assert dispatcher.next_client(1, 0) == 4  # both have 90, of which 3's last... is the first with most
-    assert dispatcher.next_client(2, 0) == 2
-    assert dispatcher.next_client(1, 0) == 3
-    assert dispatcher.next_client(3, 0) == 5
+    assert dispatcher.next_client(1, 0) == 6  # 2 has 95 left, 3 has 90
+    assert dispatcher.next_client(1, 0) == 4  # 2 has 89 left
+    assert dispatcher.next_client(1, 0) == 5  # 3 has 70
+    assert dispatcher.next_client(3, 0) == 3
+    assert dispatcher.next_client(3, 0) == 2
     assert dispatcher.all_dealt
 
 
@@ -82,7 +82,7 @@ def test_beyond_the_limit_the_lowest_id() -> None:
 
 def test_beyond_the_limit_the_plans_do_not_count() -> None:
     dispatcher = Dispatcher([1, 2], 1000, 100)
-    dispatcher.begin({1: 1, 2: 9, 3: 8, 4: 2}, {1: [2]})  # planned: 2 and 3 4 1, or so
+    dispatcher.begin({1: 1, 2: 9, 3: 8, 4: 2}, {1: [2]})  # planned: 2, and 3 4 1
     assert dispatcher.next_client(1, PLENTY) == 1
     assert dispatcher.next_client(2, PLENTY) == 2
     assert dispatcher.next_client(2, 0) == 3
