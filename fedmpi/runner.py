@@ -24,7 +24,7 @@ from fedmpi.engine.events import Listeners
 from fedmpi.engine.join import Membership, join
 from fedmpi.engine.player import Player
 from fedmpi.engine.rank import Rank, Topic
-from fedmpi.engine.server import Server, plain_totals
+from fedmpi.engine.server import Server
 from fedmpi.engine.setup import Setup, prepare, resolve
 from fedmpi.engine.worker import run_worker
 from fedmpi.errors import EXIT_STOPPED, FedmpiError, OutputError, RemoteError
@@ -103,7 +103,7 @@ def _serve(config: RunConfig, out: Path, comm: Communicator, overwrite: bool, st
         if store is not None:
             store.close()
         status = "stopped" if totals.stopped else "done"
-        ledger.finish(status, plain_totals(totals, comm.size))
+        ledger.finish(status, totals.attributes())
     except BaseException as error:
         words = f"failed: {type(error).__name__}: {error}"
         with contextlib.suppress(FedmpiError):
@@ -111,12 +111,14 @@ def _serve(config: RunConfig, out: Path, comm: Communicator, overwrite: bool, st
         console.print(f"fedmpi: {words}")
         console.close()
         raise
-    console.print(summary.timing_table(totals.phase_s, totals.peak_nbytes))
+    console.print(
+        summary.timing_table([part.phase_s for part in totals.ranks], [part.peak_nbytes for part in totals.ranks])
+    )
     with Ledger(out / LEDGER_NAME) as written:
         console.print(summary.byte_table(written))
         console.print(
-            f"  handed to the communicator: {totals.message_nbytes} bytes of messages, "
-            f"{totals.simulation_nbytes} bytes of simulation traffic"
+            f"  handed to the communicator: {written.attrs['message_nbytes']} bytes of messages, "
+            f"{written.attrs['simulation_nbytes']} beside them"
         )
         console.print(summary.last_line(written.summary()))
     console.close()

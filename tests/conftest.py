@@ -15,10 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from support import run_ranks
 
 from fedmpi.comm.launcher import launched_as
+
+# Two shared cores: how long an example takes says nothing about the code.
+hypothesis.settings.register_profile("fedmpi", deadline=None)
+hypothesis.settings.load_profile("fedmpi")
 
 VERDICTS = "FEDMPI_TEST_VERDICTS"
 """Set for the ranks of a test: the folder for their verdicts."""

@@ -13,8 +13,8 @@ from fedmpi.algorithms.base import ClientContext
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.data.shard import DeviceImages, Shard
 from fedmpi.engine.clientstate import ClientStateStore
-from fedmpi.engine.host import TurnReport
 from fedmpi.engine.rank import Rank, Topic, pack_floats
+from fedmpi.engine.reply import TurnReport
 from fedmpi.engine.setup import Setup
 from fedmpi.engine.statefile import unpack_state
 from fedmpi.errors import ProtocolError

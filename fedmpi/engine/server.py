@@ -3,61 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
 
 import numpy as np
-import torch
 
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.engine.evaluation import Evaluation
 from fedmpi.engine.events import Listeners
-from fedmpi.engine.host import Arrived, Host, Reply, TurnReport
+from fedmpi.engine.host import Host
 from fedmpi.engine.phases import PHASES
 from fedmpi.engine.rank import Rank, Topic, unpack_floats
+from fedmpi.engine.reply import Arrived, Reply, TurnReport
 from fedmpi.engine.rows import join_parts, split_parts, unpack_rows
 from fedmpi.engine.schedule import Dispatcher
 from fedmpi.engine.setup import Setup
 from fedmpi.engine.statefile import pack_state
-from fedmpi.engine.worker import make_server_half, peak_memory_nbytes
+from fedmpi.engine.totals import RunTotals, dismiss_workers
+from fedmpi.engine.worker import make_server_half
 from fedmpi.ledger.digest import model_digest
 from fedmpi.ledger.writer import LedgerWriter
 from fedmpi.wire import frame as framing
 
 _DENSE_ITEM_NBYTES = 4
 _TIMED = PHASES[: PHASES.index("log") + 1]
-
-
-@dataclass
-class RunTotals:
-    """What a run amounts to.
-
-    Parameters
-    ----------
-    num_rounds : int
-        Rounds done.
-    message_nbytes, simulation_nbytes : int
-        What all ranks handed to their communicators, as messages of the simulated system and beside them.
-    wall_s : float
-    phase_s : list of dict
-        Seconds by phase, by rank.
-    peak_nbytes : list of int
-        Peak memory, by rank.
-    model_digest : str
-    stopped : bool
-        Whether it ended early because it was asked to.
-    """
-
-    num_rounds: int
-    message_nbytes: int
-    simulation_nbytes: int
-    wall_s: float
-    phase_s: list[dict[str, float]]
-    peak_nbytes: list[int]
-    model_digest: str
-    stopped: bool
 
 
 class Server:
@@ -121,17 +90,8 @@ class Server:
         if self._setup.config.ledger.save_model:
             entries = self._setup.initial.layout.entries
             self._ledger.set_model(state, ints, [(entry.name, entry.shape, entry.offset) for entry in entries])
-        message_nbytes, simulation_nbytes, phases, peaks = self._dismiss_workers()
-        return RunTotals(
-            num_rounds,
-            message_nbytes,
-            simulation_nbytes,
-            perf_counter() - start,
-            [dict(zip(PHASES, totals, strict=True)) for totals in phases],
-            peaks,
-            model_digest(state, ints),
-            stopped,
-        )
+        ranks = dismiss_workers(self._rank, [w for w in self._workers if w != self._rank.comm.rank])
+        return RunTotals(num_rounds, ranks, perf_counter() - start, model_digest(state, ints), stopped)
 
     def _round(self, round_idx: int) -> None:
         start = perf_counter()
@@ -340,35 +300,3 @@ class Server:
         """Return the seconds by phase, summed over ranks, as far as they are known here."""
         self._last_phases[self._rank.comm.rank] = self._rank.timer.totals()
         return [sum(column) for column in zip(*self._last_phases.values(), strict=True)]
-
-    def _dismiss_workers(self) -> tuple[int, int, list[list[float]], list[int]]:
-        """Stop the workers; return message bytes, simulation bytes, phase totals and peak memory of all ranks."""
-        byes: dict[int, list[float]] = {}
-        remote = [worker for worker in self._workers if worker != self._rank.comm.rank]
-        self._rank.handlers[Topic.BYE] = lambda packet: byes.__setitem__(packet.source, unpack_floats(packet.body))
-        for worker in remote:
-            self._rank.send(worker, Envelope(Topic.STOP))
-        self._rank.wait_until(lambda: len(byes) == len(remote), lambda: "the workers' last totals")
-        self._rank.flush()
-        traffic = self._rank.comm.traffic
-        message_nbytes, simulation_nbytes = traffic.message_nbytes, traffic.simulation_nbytes
-        phases, peaks = [self._rank.timer.totals()], [peak_memory_nbytes()]
-        for worker in remote:
-            numbers = byes[worker]
-            message_nbytes += int(numbers[0])
-            simulation_nbytes += int(numbers[1])
-            peaks.append(int(numbers[2]))
-            phases.append(numbers[3:])
-        return message_nbytes, simulation_nbytes, phases, peaks
-
-
-def plain_totals(totals: RunTotals, num_ranks: int) -> Mapping[str, Any]:
-    """Return the totals that the ledger keeps as attributes."""
-    return {
-        "simulation_nbytes": totals.simulation_nbytes,
-        "message_nbytes": totals.message_nbytes,
-        "wall_s": totals.wall_s,
-        "num_ranks": num_ranks,
-        "model_digest": totals.model_digest,
-        "torch_threads": torch.get_num_threads(),
-    }

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-
 import numpy as np
 
 from fedmpi.algorithms.base import ServerContext, ServerHalf
-from fedmpi.comm.base import ENVELOPE_NBYTES, Envelope, Packet
-from fedmpi.engine.host import Host, Reply
-from fedmpi.engine.phases import PHASES
+from fedmpi.comm.base import Envelope, Packet
+from fedmpi.engine.host import Host
 from fedmpi.engine.rank import Rank, Topic, pack_floats
+from fedmpi.engine.reply import Reply
 from fedmpi.engine.rows import join_parts, pack_rows, split_parts
 from fedmpi.engine.setup import Setup
 from fedmpi.engine.statefile import unpack_state
+from fedmpi.engine.totals import send_bye
 from fedmpi.wire import frame as framing
-
-BYE_NUMBERS = 3 + len(PHASES)
-"""Message bytes, simulation bytes and peak memory, then seconds by phase."""
-
-
-def peak_memory_nbytes() -> int:
-    """Return the most memory that this process has had resident."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def make_server_half(setup: Setup) -> ServerHalf:
@@ -79,12 +68,3 @@ def serve_conversations(rank: Rank, setup: Setup, algorithm: ServerHalf) -> None
 
     rank.handlers[Topic.ROUND] = on_round
     rank.handlers[Topic.HOST] = on_host
-
-
-def send_bye(rank: Rank) -> None:
-    """Send this rank's totals to rank 0; they include this last packet."""
-    traffic = rank.comm.traffic
-    simulation_nbytes = traffic.simulation_nbytes + ENVELOPE_NBYTES + 8 * BYE_NUMBERS
-    numbers = (traffic.message_nbytes, simulation_nbytes, peak_memory_nbytes(), *rank.timer.totals())
-    rank.send(0, Envelope(Topic.BYE), pack_floats(*numbers))
-    rank.flush()

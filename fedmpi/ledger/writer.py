@@ -8,14 +8,13 @@ import math
 import os
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5s, h5t
 
 from fedmpi.errors import OutputError
 from fedmpi.ledger.schema import (
@@ -26,58 +25,16 @@ from fedmpi.ledger.schema import (
     NAME_COLUMNS,
     NAME_NBYTES,
     ROUND_COLUMNS,
-    Column,
     MessageRow,
     extra_round_column,
 )
+from fedmpi.ledger.table import Table
 
 _TEXT = h5py.string_dtype()
 # Disk kept in hand beyond what a batch needs: partial chunks, B-tree nodes, and the last words on a full disk.
 _SLACK_NBYTES = 1 << 20
 _STRUCT_CODES = {"|u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q", "<i4": "i", "<f4": "f", "<f8": "d"}
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
-
-
-class _Table:
-    """The equally long 1-D datasets of a group, appended to in batches.
-
-    They are written through h5py's low-level calls: ``dataset[n:] = batch`` costs ten times as much, for every column.
-    """
-
-    def __init__(self, group: h5py.Group, columns: Iterable[Column], chunk_rows: int) -> None:
-        self._group = group
-        self._chunk_rows = chunk_rows
-        self._datasets: dict[str, tuple[Any, Any]] = {}
-        self.dtypes: dict[str, str] = {}
-        self.num_rows = 0
-        for column in columns:
-            self.add_column(column)
-
-    def add_column(self, column: Column) -> None:
-        """Create a dataset; rows that are already there read as its fill value, NaN where there is one."""
-        dataset = self._group.create_dataset(
-            column.name,
-            shape=(self.num_rows,),
-            maxshape=(None,),
-            chunks=(self._chunk_rows,),
-            dtype=column.dtype,
-            fillvalue=math.nan if "f" in column.dtype else None,
-        )
-        dataset.attrs["unit"] = column.unit
-        dataset.attrs["meaning"] = column.meaning
-        self._datasets[column.name] = dataset.id, h5t.py_create(np.dtype(column.dtype))
-        self.dtypes[column.name] = column.dtype
-
-    def append(self, batch: Mapping[str, np.ndarray[Any, Any]], num_rows: int) -> None:
-        """Write ``num_rows`` values of each column, in the column's dtype."""
-        end = self.num_rows + num_rows
-        memory = h5s.create_simple((num_rows,))
-        space = h5s.create_simple((end,), (h5s.UNLIMITED,))
-        space.select_hyperslab((self.num_rows,), (num_rows,))
-        for name, (dataset, memory_type) in self._datasets.items():
-            dataset.set_extent((end,))
-            dataset.write(memory, space, batch[name], memory_type)
-        self.num_rows = end
 
 
 class LedgerWriter:
@@ -120,9 +77,9 @@ class LedgerWriter:
             root.attrs.update({**attrs, "filetype": FILETYPE, "format_version": FORMAT_VERSION, "status": "running"})
             root.create_dataset("config", data=config_yaml, dtype=_TEXT)
             names = root.create_group("names")
-            self._name_tables = {column.name: _Table(names, [column], chunk_rows=16) for column in NAME_COLUMNS}
-            self._message_table = _Table(root.create_group("messages"), MESSAGE_COLUMNS, chunk_rows=2048)
-            self._round_table = _Table(root.create_group("rounds"), ROUND_COLUMNS, chunk_rows=256)
+            self._name_tables = {column.name: Table(names, [column], chunk_rows=16) for column in NAME_COLUMNS}
+            self._message_table = Table(root.create_group("messages"), MESSAGE_COLUMNS, chunk_rows=2048)
+            self._round_table = Table(root.create_group("rounds"), ROUND_COLUMNS, chunk_rows=256)
         self.flush()
 
     def add_message(self, row: MessageRow) -> None:

@@ -144,7 +144,7 @@ def test_a_core_to_spare() -> None:
     ],
 )  # fmt: skip
 def test_core_ranges(cores: list[int], text: str) -> None:
-    assert place_ranks(facts("ab", cores=4, **{"cores": cores}), CPU)[0][1].cores == text
+    assert place_ranks([RankFacts(0, 1, "a", cores, [], "", "c", "v")], CPU)[0][0].cores == text
 
 
 def test_another_configuration_is_refused() -> None:

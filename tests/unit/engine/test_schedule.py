@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmpi.engine.schedule import IN_FLIGHT, Dispatcher
@@ -157,6 +157,7 @@ def test_the_next_round_starts_afresh() -> None:
     limit=st.integers(0, 2000),
     data=st.data(),
 )
+@settings(max_examples=60, deadline=None)
 def test_every_client_is_dealt_exactly_once(
     cost: dict[int, int], num_workers: int, limit: int, data: st.DataObject
 ) -> None:

@@ -1,0 +1,138 @@
+"""What a conversation leaves: its rows, what its player reports, and its result, encoded until its turn has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from fedmpi.engine.phases import PHASES
+from fedmpi.engine.rank import Rank, unpack_floats
+from fedmpi.engine.rows import Figures
+from fedmpi.errors import ProtocolError
+from fedmpi.ledger.schema import MessageRow
+from fedmpi.wire import frame as framing
+from fedmpi.wire.message import Message, Schema
+
+
+@dataclass(frozen=True)
+class TurnReport:
+    """What only the player of a client knows, sent when its turn is over.
+
+    Parameters
+    ----------
+    loss : float
+        Mean training loss, NaN if the client trained nothing.
+    num_steps, num_samples : int
+    kept_state : bool
+        Whether the client's state was written.
+    phase_totals : list of float
+        The rank's seconds by phase since its start.
+    downs : list of (float, float)
+        Seconds of decoding and time of arrival of each message down.
+    """
+
+    loss: float
+    num_steps: int
+    num_samples: int
+    kept_state: bool
+    phase_totals: list[float]
+    downs: list[tuple[float, float]]
+
+    def floats(self) -> list[float]:
+        """Return the report as plain numbers."""
+        downs = (number for down in self.downs for number in down)
+        return [self.loss, self.num_steps, self.num_samples, self.kept_state, *self.phase_totals, *downs]
+
+    @classmethod
+    def from_body(cls, body: np.ndarray) -> TurnReport:
+        """Read a report from a packet's body."""
+        loss, num_steps, num_samples, kept_state, *rest = unpack_floats(body)
+        downs = rest[len(PHASES) :]
+        return cls(
+            loss,
+            int(num_steps),
+            int(num_samples),
+            bool(kept_state),
+            rest[: len(PHASES)],
+            list(zip(downs[::2], downs[1::2], strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A message up that waits encoded: its bytes, and what its row needs."""
+
+    body: np.ndarray
+    step: int
+    send_t: float
+    recv_t: float
+    encode_s: float
+
+
+@dataclass
+class Reply:
+    """A finished conversation.
+
+    Parameters
+    ----------
+    round_idx, client_id, player : int
+    rows : list of MessageRow
+        Of all its messages but one that waits encoded.
+    report : TurnReport
+    message : Message or None
+        The result, or
+    waiting : Arrived or None
+        the bytes of it, to be decoded when its turn has come.
+    """
+
+    round_idx: int
+    client_id: int
+    player: int
+    rows: list[MessageRow]
+    report: TurnReport
+    message: Message | None
+    waiting: Arrived | None
+
+    @property
+    def held_nbytes(self) -> int:
+        """Memory that the reply holds while it waits."""
+        if self.waiting is not None:
+            return int(self.waiting.body.size)
+        assert self.message is not None
+        return sum(8 * value.numel for value in self.message.values())
+
+    def result(self, rank: Rank, schema: Schema) -> Message:
+        """Return the result, decoded now if it waited encoded; its row is then among `rows`."""
+        if self.message is None:
+            assert self.waiting is not None
+            message_class = framing.message_class_of(self.waiting.body)
+            expected = (message_class,) if message_class else ()
+            key = (self.round_idx, self.client_id, self.player)
+            self.message, row = decode_up(rank, self.waiting, expected, schema, key)
+            self.rows.append(row)
+        return self.message
+
+
+def decode_up(
+    rank: Rank,
+    arrived: Arrived,
+    expected: tuple[type[Message], ...],
+    schema: Schema,
+    key: tuple[int, int, int],
+) -> tuple[Message, MessageRow]:
+    """Decode a message up and make its row; `key` is (round_idx, client_id, rank of the player)."""
+    round_idx, client_id, player = key
+    left = rank.timer.switch("decode")
+    start = perf_counter()
+    try:
+        message, frame = framing.decode(arrived.body, expected, schema)
+    except ProtocolError as error:
+        raise ProtocolError(f"client {client_id} on rank {player}, round {round_idx}: {error}") from error
+    decode_s = perf_counter() - start
+    rank.timer.switch(left)
+    row = Figures(message, frame, schema).row(
+        (round_idx, arrived.step, client_id, player), arrived.encode_s, decode_s, arrived.send_t, arrived.recv_t
+    )
+    return message, row
