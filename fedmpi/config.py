@@ -140,7 +140,7 @@ class PlacementConfig(Section):
     """Devices, threads and node-local folders."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where one is visible")
-    threads: int | Literal["auto"] = Field(
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1, description="torch threads a rank on a CPU; part of the result. auto: cores of the node / ranks on it"
     )
     state_dir: Path | None = Field(
@@ -251,7 +251,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of sections, got {type(tree).__name__}")
     try:
-        config: RunConfig = validate(RunConfig, apply_overrides(tree, overrides))
+        tree = apply_overrides(tree, overrides)
+        if isinstance(tree.get("partition"), dict):
+            tree["partition"] = {"name": IidPartition().name, **tree["partition"]}
+        config: RunConfig = validate(RunConfig, tree)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if config.participation.clients_per_round > config.partition.num_clients:

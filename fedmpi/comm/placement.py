@@ -26,7 +26,7 @@ class RankFacts:
     cores : list of int
         Cores that the process may run on.
     gpus : list of str
-        Names of the GPUs that it sees.
+        Names and UUIDs of the GPUs that it sees; none for a rank that only serves.
     bell : str
         Address of its doorbell.
     config_id : str
@@ -89,10 +89,13 @@ class Place:
         return self.num_local <= self.num_cores
 
 
-def gather_facts(rank: int, bell: str, config_id: str) -> RankFacts:
-    """Return the facts of this process."""
+def gather_facts(rank: int, bell: str, config_id: str, *, is_worker: bool) -> RankFacts:
+    """Return the facts of this process; the GPUs are looked at only by a worker."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = []
+    for i in range(torch.cuda.device_count() if is_worker else 0):
+        properties = torch.cuda.get_device_properties(i)
+        gpus.append(f"{properties.name} {getattr(properties, 'uuid', f'#{i}')}")
     versions = f"fedmpi {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     return RankFacts(rank, os.getpid(), socket.gethostname(), cores, gpus, bell, config_id, versions)
 
@@ -127,7 +130,9 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
         for local_rank, fact in enumerate(local):
             is_worker = fact in workers
             device, name = _device(fact, workers.index(fact), config) if is_worker else ("cpu", platform.machine())
-            users[device] = users.get(device, 0) + is_worker
+            if is_worker:
+                # With one GPU bound to each task all are cuda:0, and only the UUIDs tell them apart.
+                users[name] = users.get(name, 0) + 1
             threads = max(1, len(cores) // len(local)) if config.threads == "auto" else config.threads
             role = "both" if len(facts) == 1 else "worker" if fact.rank else "server"
             own_cores = _ranges(fact.cores)
@@ -147,11 +152,11 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
                 )
             )
         threads = places[-1].threads
-        if len(workers) * threads > len(cores) and users.get("cpu"):
+        if len(workers) * threads > len(cores) and places[-1].device == "cpu":
             warnings.append(f"{host}: {len(workers)} workers x {threads} threads share {len(cores)} cores")
-        for device, count in users.items():
-            if device != "cpu" and count > 1:
-                warnings.append(f"{host}: {count} workers share {device}")
+        for name, count in users.items():
+            if name != platform.machine() and count > 1:
+                warnings.append(f"{host}: {count} workers share {name}")
     if config.threads == "auto":
         warnings.append(
             f"placement.threads=auto took {places[0].threads}: sums are split by threads, so results differ from those "

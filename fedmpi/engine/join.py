@@ -48,7 +48,8 @@ def join(comm: Communicator, config: RunConfig) -> tuple[Rank, Membership]:
     rank = Rank(comm, config.comm.timeout_s)
     bell = getattr(comm, "bell", None)
     config_id = hashlib.sha256(describe(config).encode()).hexdigest()[:16]
-    own = gather_facts(comm.rank, bell.address if bell else "", config_id)
+    is_worker = comm.rank > 0 or comm.size == 1
+    own = gather_facts(comm.rank, bell.address if bell else "", config_id, is_worker=is_worker)
     if comm.rank == 0:
         facts = _hear_all(rank, own)
         places, warnings = place_ranks(facts, config.placement)

@@ -73,7 +73,7 @@ class Dispatcher:
             client = self._plans[worker].pop(0)
         else:
             # Its last client is the smallest: taking that one disturbs the other's plan least.
-            most = max(self._plans.values(), key=lambda plan: sum(self._cost[c] for c in plan))
+            most = max(self._plans.values(), key=lambda plan: (bool(plan), sum(self._cost[c] for c in plan)))
             client = most.pop()
         self._num_todo -= 1
         return client

@@ -67,9 +67,9 @@ def test_one_gpu_bound_to_each_task() -> None:
 
 
 def test_workers_that_share_a_gpu_are_pointed_out() -> None:
-    places, warnings = place(facts("aaaab", gpus=("H200", "H200")), AUTO)
+    places, warnings = place(facts("aaaab", gpus=("H200 GPU-a", "H200 GPU-b")), AUTO)
     assert [p.device for p in places] == ["cpu", "cuda:0", "cuda:1", "cuda:0", "cuda:0"]
-    assert warnings == ["a: 2 workers share cuda:0"]
+    assert warnings == ["a: 2 workers share H200 GPU-a"]
 
 
 def test_cpu_is_cpu_where_there_is_a_gpu() -> None:
@@ -110,7 +110,7 @@ def test_threads_as_asked() -> None:
 def test_threads_that_share_cores_are_pointed_out() -> None:
     _, warnings = place(facts("aaaabb", cores=4), PlacementConfig(device="cpu", threads=2))
     assert warnings == ["a: 3 workers x 2 threads share 4 cores"]
-    _, warnings = place(facts("aaaa", cores=2, gpus=("H200",) * 3), AUTO)
+    _, warnings = place(facts("aaaa", cores=2, gpus=("H200 GPU-a", "H200 GPU-b", "H200 GPU-c")), AUTO)
     assert warnings == []  # their work is on GPUs
 
 
@@ -149,18 +149,18 @@ def test_core_ranges(cores: list[int], text: str) -> None:
 
 def test_another_configuration_is_refused() -> None:
     given = [*facts("ab"), *facts("abc", config_id="bad")[2:]]
-    with pytest.raises(PlacementError, match="^rank 2 on c has read another configuration than rank 0$"):
+    with pytest.raises(PlacementError, match=r"^rank 2 on c has read another configuration than rank 0$"):
         place_ranks(given, CPU)
 
 
 def test_other_versions_are_refused() -> None:
     given = [*facts("a"), *facts("ab", versions="fedmpi 0, torch 1")[1:]]
-    with pytest.raises(PlacementError, match="^rank 1 on b runs fedmpi 0, torch 1, rank 0 v1$"):
+    with pytest.raises(PlacementError, match=r"^rank 1 on b runs fedmpi 0, torch 1, rank 0 v1$"):
         place_ranks(given, CPU)
 
 
 def test_a_rank_knows_itself_and_its_facts_can_travel() -> None:
-    own = gather_facts(3, "bell", "abc")
+    own = gather_facts(3, "bell", "abc", is_worker=True)
     assert (own.rank, own.pid, own.bell, own.config_id) == (3, os.getpid(), "bell", "abc")
     assert own.cores == sorted(os.sched_getaffinity(0))
     assert f"Python {platform.python_version()}" in own.versions

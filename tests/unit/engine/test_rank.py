@@ -41,7 +41,7 @@ def test_a_packet_goes_to_the_handler_of_its_topic() -> None:
 def test_an_unknown_topic_is_an_error_in_words() -> None:
     rank, handled = make([Topic.UP])
     rank.send(0, Envelope(Topic.EVAL))
-    with pytest.raises(ProtocolError, match="^rank 0 got a packet of topic 11 from rank 0, which it does not expect$"):
+    with pytest.raises(ProtocolError, match=r"^rank 0 got a packet of topic 11 from rank 0, which it does not expect$"):
         rank.progress()
     rank.send(0, Envelope(200))
     with pytest.raises(ProtocolError, match="topic 200"):

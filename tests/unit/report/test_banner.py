@@ -63,6 +63,7 @@ def test_an_installed_package_inside_somebody_elses_checkout(checkout: Path, mon
     git(checkout, "init", "-q")
     git(checkout, "add", ".")
     git(checkout, "commit", "-q", "-m", "one")
+    (checkout / "venv" / "fedmpi" / "report").mkdir(parents=True)
     monkeypatch.setattr(banner, "__file__", str(checkout / "venv" / "fedmpi" / "report" / "banner.py"))
     assert banner.commit() == ""
 

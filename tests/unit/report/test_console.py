@@ -71,7 +71,8 @@ def test_a_row_too_short_is_a_mistake() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "text"), [(0, "0.000"), (1_000_000, "1.000"), (1_048_576, "1.049"), (499, "0.000"), (1.5e12, "1500000.000")]
+    ("nbytes", "text"),
+    [(0, "0.000"), (1_000_000, "1.000"), (1_048_576, "1.049"), (499, "0.000"), (1.5e12, "1500000.000")],
 )
 def test_a_megabyte_is_a_million_bytes(nbytes: float, text: str) -> None:
     assert megabytes(nbytes) == text
