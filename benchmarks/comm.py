@@ -58,8 +58,9 @@ def dense_gb_per_s(comm: MpiCommunicator, ledger: LedgerWriter | None, repeats: 
         start = time.perf_counter()
         if comm.rank == 1:
             message = ModelUp(num_samples=600, int_buffers=None, state=vector)
-            frame = framing.encode(message, schema, comm.pool)
+            frame = framing.encode(message, schema, comm.pool, in_place=True)
             comm.send(0, Envelope(4, True, 0, 0, step), frame.buffer)
+            del frame
             wait_for(lambda: True if comm.num_unsent() == 0 else None, comm, what=str, timeout_s=60, spin_s=SPIN_S)
         else:
             packet = receive(comm)

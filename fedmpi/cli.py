@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,6 +85,8 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    # Until the run has its own handler, a wish to stop must not kill the process.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     from fedmpi.config import load_config
 
     config = load_config(args.config, args.overrides)

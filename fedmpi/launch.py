@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedmpi.errors import FedmpiError, PlacementError
+from fedmpi.report.console import BAR_COLUMNS
 
 MPI_ENVIRONMENT: Mapping[str, str] = {
     # Open MPI refuses root and more ranks than cores unless told otherwise; MPICH ignores all four.
@@ -57,10 +58,18 @@ def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
     if num_ranks < 1:
         raise PlacementError(f"-n must be at least 1, got {num_ranks}")
     command = [find_mpiexec(), "-n", str(num_ranks), sys.executable, "-m", "fedmpi", *arguments]
+    env = {**os.environ, **MPI_ENVIRONMENT}
+    if sys.stdout.isatty():
+        env[BAR_COLUMNS] = str(shutil.get_terminal_size().columns)
+    # In a session of its own the job gets a terminal's Ctrl-C from here alone: a second one would cut its clean-up off.
     process = subprocess.Popen(
-        command, env={**os.environ, **MPI_ENVIRONMENT}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+        start_new_session=True,
+    )
     for wish in (signal.SIGTERM, signal.SIGUSR1):
         # MPICH's and Open MPI's launchers pass USR1 on to every rank; a rank stops after its round.
         signal.signal(wish, lambda *_: process.send_signal(signal.SIGUSR1))
@@ -70,6 +79,7 @@ def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         process.wait()
+        print(f"fedmpi: error: interrupted; {_what_is_left(out, -1)[1]}", file=sys.stderr)
         return 128 + signal.SIGINT
     for pattern in _KILLED:
         killed = pattern.search(tail)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -36,7 +38,7 @@ from fedmpi.report.progress import Progress
 from fedmpi.wire.buffers import keep_freed_memory
 
 LEDGER_NAME = "ledger.h5"
-_LAST_WORDS_S = 5.0
+_LAST_WORDS_S = 8.0
 
 
 def run(config: RunConfig, out: Path, comm: Communicator, *, overwrite: bool = False) -> int:
@@ -57,11 +59,11 @@ def run(config: RunConfig, out: Path, comm: Communicator, *, overwrite: bool = F
         The exit status. When a rank fails and there are several, the whole job is aborted with it instead.
     """
     try:
-        with _stop_flag() as stop:
+        with _stop_flag() as stop, contextlib.ExitStack() as cleanup:
             config = resolve(config)
             if comm.rank == 0:
-                return _serve(config, out, comm, overwrite, stop)
-            _work(config, comm)
+                return _serve(config, out, comm, overwrite, stop, cleanup)
+            _work(config, comm, cleanup)
             return 0
     except BaseException as error:
         return _fail(comm, error)
@@ -69,47 +71,53 @@ def run(config: RunConfig, out: Path, comm: Communicator, *, overwrite: bool = F
         comm.close()
 
 
-def _serve(config: RunConfig, out: Path, comm: Communicator, overwrite: bool, stop: list[int]) -> int:
-    console = _open_output(out, overwrite)
-    (out / "config.yaml").write_text(describe(config))
-    facts = banner.provenance(_mpi_library(comm))
-    console.print(banner.banner(facts))
-    console.print(banner.echo(config))
-    rank, members = join(comm, config)
-    rank.handlers[Topic.FAIL] = _on_fail
-    console.print(banner.placement(members.places, members.warnings))
-    torch.set_num_threads(members.places[0].threads)
-    setup = prepare(config)
-    ledger = LedgerWriter(
-        out / LEDGER_NAME,
-        attrs={**facts, "seed": config.seed, "algorithm": setup.algorithm.name, "num_ranks": comm.size},
-        config_yaml=describe(config),
-        flush_s=config.ledger.flush_s,
-    )
+def _serve(
+    config: RunConfig, out: Path, comm: Communicator, overwrite: bool, stop: list[int], cleanup: contextlib.ExitStack
+) -> int:
+    _check_output(out, overwrite)
+    console = Console()
+    cleanup.callback(console.close)
+    ledger = None
     try:
+        facts = banner.provenance(_mpi_library(comm))
+        console.print(banner.banner(facts))
+        console.print(banner.echo(config))
+        rank, members = join(comm, config, on_fail=_on_fail)
+        console.print(banner.placement(members.places, members.warnings))
+        torch.set_num_threads(members.places[0].threads)
+        setup = prepare(config)
+        # Only now that nothing is left to check is an earlier run overwritten.
+        (out / LEDGER_NAME).unlink(missing_ok=True)
+        (out / "config.yaml").write_text(describe(config))
+        console.log_to(out / "log.txt")
+        ledger = LedgerWriter(
+            out / LEDGER_NAME,
+            attrs={**facts, "seed": config.seed, "algorithm": setup.algorithm.name, "num_ranks": comm.size},
+            config_yaml=describe(config),
+            flush_s=config.ledger.flush_s,
+        )
         ledger.set_placement([place_row(place) for place in members.places])
         counts = setup.partition.class_counts(setup.dataset.train_labels, setup.dataset.num_classes)
         ledger.set_partition(setup.partition.sizes, counts)
-        domains = [_domain(config, members, r) for r in range(comm.size)]
-        store = None
         if comm.size == 1:
-            store = _start_player(rank, setup, members)
+            _start_player(rank, setup, members, cleanup)
         progress = Progress(console, config.rounds, config.participation.clients_per_round)
+        domains = [_domain(config, members, r) for r in range(comm.size)]
         server = Server(rank, setup, domains, ledger, Listeners([progress]))
         try:
             totals = server.run(lambda: bool(stop))
         finally:
             progress.close()
-        if store is not None:
-            store.close()
-        status = "stopped" if totals.stopped else "done"
-        ledger.finish(status, totals.attributes())
+        ledger.finish("stopped" if totals.stopped else "done", totals.attributes())
     except BaseException as error:
         words = f"failed: {type(error).__name__}: {error}"
-        with contextlib.suppress(FedmpiError):
-            ledger.finish(words, {})
+        if ledger is not None:
+            with contextlib.suppress(FedmpiError):
+                ledger.finish(words, {})
+        elif not (out / LEDGER_NAME).exists():
+            with contextlib.suppress(OSError):
+                console.log_to(out / "log.txt")
         console.print(f"fedmpi: {words}")
-        console.close()
         raise
     console.print(
         summary.timing_table([part.phase_s for part in totals.ranks], [part.peak_nbytes for part in totals.ranks])
@@ -121,34 +129,33 @@ def _serve(config: RunConfig, out: Path, comm: Communicator, overwrite: bool, st
             f"{written.attrs['simulation_nbytes']} beside them"
         )
         console.print(summary.last_line(written.summary()))
-    console.close()
     return EXIT_STOPPED if totals.stopped else 0
 
 
-def _work(config: RunConfig, comm: Communicator) -> None:
+def _work(config: RunConfig, comm: Communicator, cleanup: contextlib.ExitStack) -> None:
     rank, members = join(comm, config)
     setup = prepare(config)
-    store = _start_player(rank, setup, members)
+    _start_player(rank, setup, members, cleanup)
     run_worker(rank, setup)
-    store.close()
 
 
-def _start_player(rank: Rank, setup: Setup, members: Membership) -> ClientStateStore:
+def _start_player(rank: Rank, setup: Setup, members: Membership, cleanup: contextlib.ExitStack) -> None:
     place = members.places[rank.comm.rank]
     torch.set_num_threads(place.threads)
     keep_freed_memory()
     device = torch.device(place.device)
     if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.cuda.set_device(device)
-        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     folder = state_folder(setup.config.placement.state_dir, rank.comm.rank, members.token)
     store = ClientStateStore(folder, rank.comm.pool)
+    cleanup.callback(store.close)
     Player(rank, setup, device, store)
     # What the imports left behind lives as long as the process: collecting garbage need not walk through it again.
     gc.collect()
     gc.freeze()
-    return store
 
 
 def _domain(config: RunConfig, members: Membership, rank: int) -> str:
@@ -156,16 +163,15 @@ def _domain(config: RunConfig, members: Membership, rank: int) -> str:
     return f"{members.places[rank].host}:{state_folder(config.placement.state_dir, rank, members.token)}"
 
 
-def _open_output(out: Path, overwrite: bool) -> Console:
-    ledger = out / LEDGER_NAME
-    if ledger.exists() and not overwrite:
+def _check_output(out: Path, overwrite: bool) -> None:
+    if (out / LEDGER_NAME).exists() and not overwrite:
         raise OutputError(f"{out} holds a run already; choose another folder with -o, or --overwrite it")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        ledger.unlink(missing_ok=True)
-        return Console(out / "log.txt")
     except OSError as error:
-        raise OutputError(f"cannot write to the output folder {out}: {error}") from error
+        raise OutputError(f"cannot make the output folder {out}: {error}") from error
+    if not os.access(out, os.W_OK):
+        raise OutputError(f"the output folder {out} is not writable")
 
 
 def _mpi_library(comm: Communicator) -> str:
@@ -175,10 +181,16 @@ def _mpi_library(comm: Communicator) -> str:
 
 @contextlib.contextmanager
 def _stop_flag() -> Iterator[list[int]]:
-    """Turn SIGTERM and SIGUSR1 into a wish to stop after the round; launchers pass them to every rank."""
+    """Turn SIGTERM and SIGUSR1 into a wish to stop after the round, and a second one into an end at once."""
     asked: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(number, lambda number, _: asked.append(number)) for number in numbers]
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if number in asked:  # launchers pass signals on to every rank, so each rank counts its own
+            raise KeyboardInterrupt(f"asked to stop twice, by {signal.Signals(number).name}")
+        asked.append(number)
+
+    before = [signal.signal(number, ask) for number in numbers]
     try:
         yield asked
     finally:

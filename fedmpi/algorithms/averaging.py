@@ -21,7 +21,7 @@ class SeedDown(Message):
     state_hash: int
 
     def num_params(self, schema: Schema) -> int:
-        return schema.size("state")
+        return schema.size("state") + schema.size("int_buffers")
 
     def num_kept(self, schema: Schema) -> int:
         return 0

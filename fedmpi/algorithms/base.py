@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedmpi.config import NamedSection, TrainConfig
@@ -84,6 +83,9 @@ class ClientContext:
         Returns the `InitialModel` of a seed.
     progress : callable
         To be called now and then by code that computes for long, as `train_local` does.
+    stats : list of LocalStats
+        What the client whose turn it is has trained: `ClientHalf.train_local` adds to it, a loop of one's own should
+        too, and the round's training loss is made of it.
     """
 
     seed: int
@@ -277,8 +279,3 @@ class Algorithm:
         schema = layout.schema()
         extra = self.sizes(config, layout) if self.sizes else {}
         return Schema({**schema.sizes, **extra}, schema.layout_id)
-
-
-def copy_state_dict(state: StateDict) -> StateDict:
-    """Return a copy that shares no memory."""
-    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in state.items()}

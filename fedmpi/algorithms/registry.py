@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -59,7 +60,10 @@ def _checked(found: object, name: str) -> Algorithm:
 
 
 def _import_file(path: Path) -> ModuleType:
-    module_name = f"fedmpi_user_{path.stem}"
+    # Once a process, and files of one name in two folders apart: a message class must stay the same object.
+    module_name = f"fedmpi_user_{path.stem}_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"algorithm.name: there is no file {path}")
@@ -68,5 +72,6 @@ def _import_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[module_name]
         raise ConfigError(f"algorithm.name: importing {path} failed: {type(error).__name__}: {error}") from error
     return module

@@ -13,7 +13,7 @@ import numpy as np
 from fedmpi.errors import ProtocolError
 from fedmpi.wire.buffers import BufferPool
 
-_ENVELOPE = struct.Struct("<BBHiiiqdfIQ")
+_ENVELOPE = struct.Struct("<BBiiiqdfQ")
 ENVELOPE_NBYTES = _ENVELOPE.size
 
 
@@ -50,14 +50,14 @@ class Envelope(NamedTuple):
     def pack(self) -> bytes:
         """Return the envelope's `ENVELOPE_NBYTES` bytes."""
         return _ENVELOPE.pack(
-            self.topic, self.counted, 0, self.round_idx, self.client_id, self.step, self.arg, self.sent_t,
-            self.encode_s, 0, self.body_nbytes,
+            self.topic, self.counted, self.round_idx, self.client_id, self.step, self.arg, self.sent_t, self.encode_s,
+            self.body_nbytes,
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes) -> Envelope:
         """Read an envelope of exactly `ENVELOPE_NBYTES` bytes."""
-        topic, counted, _, round_idx, client_id, step, arg, sent_t, encode_s, _, nbytes = _ENVELOPE.unpack(data)
+        topic, counted, round_idx, client_id, step, arg, sent_t, encode_s, nbytes = _ENVELOPE.unpack(data)
         return cls(topic, bool(counted), round_idx, client_id, step, arg, sent_t, encode_s, nbytes)
 
 
@@ -90,6 +90,8 @@ class Communicator(Protocol):
 
     rank: int
     size: int
+    alone: bool
+    """Whether nobody else can send: then waiting for what has not come is in vain."""
     pool: BufferPool
     traffic: Traffic
 
@@ -163,6 +165,8 @@ def wait_for(
             found = ready()
         if found is not None:
             return found
+        if comm.alone:
+            raise ProtocolError(f"rank {comm.rank} would wait for ever for {what()}: nothing is under way")
         waited = perf_counter() - start
         if waited > timeout_s:
             raise ProtocolError(f"rank {comm.rank} waited {timeout_s:g} s for {what()} (comm.timeout_s)")

@@ -33,7 +33,7 @@ def connect(config: CommConfig) -> Communicator:
     Raises
     ------
     PlacementError
-        If the launcher started several processes and MPI sees one: they would run the same job side by side.
+        If the launcher and MPI disagree on the number of ranks: several copies of the job would run side by side.
     """
     launched = launched_as()
     if launched is None:
@@ -41,9 +41,9 @@ def connect(config: CommConfig) -> Communicator:
     from fedmpi.comm import mpi  # only here: one process needs no MPI
 
     comm = mpi.MpiCommunicator(chunk_nbytes=config.chunk_nbytes, limit_nbytes=config.limit_nbytes)
-    if launched[0] > 1 and comm.size == 1:
+    if launched[0] != comm.size:
         raise PlacementError(
-            f"the launcher started {launched[0]} processes, but MPI ({mpi.library_version()}) sees only one: the "
+            f"the launcher started {launched[0]} processes, but MPI ({mpi.library_version()}) sees {comm.size}: the "
             "launcher belongs to another MPI. Use `fedmpi launch`, the mpiexec beside this python, or srun --mpi=pmi2 "
             "(MPICH) or --mpi=pmix (Open MPI)"
         )

@@ -19,6 +19,7 @@ class LocalCommunicator:
 
     rank = 0
     size = 1
+    alone = True
 
     def __init__(self) -> None:
         self.pool = BufferPool()

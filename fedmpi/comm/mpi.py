@@ -52,6 +52,8 @@ class MpiCommunicator:
         Largest body that is accepted.
     """
 
+    alone = False
+
     def __init__(self, comm: Any = None, *, chunk_nbytes: int = 2**31 - 1, limit_nbytes: int = 2**36) -> None:
         self._comm = MPI.COMM_WORLD if comm is None else comm
         self.rank: int = self._comm.Get_rank()

@@ -34,10 +34,6 @@ class ClientStateStore:
     def __init__(self, folder: Path, pool: BufferPool) -> None:
         self.folder = folder
         self._pool = pool
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"placement.state_dir: cannot make {folder}: {error}") from error
 
     def _path(self, client_id: int, round_idx: int) -> Path:
         # A folder holds a thousand clients: some file systems slow down beyond.
@@ -87,7 +83,7 @@ class ClientStateStore:
         path = self._path(client_id, round_idx)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with open(beside, "wb") as file:
                 file.write(body.data)
             os.replace(beside, path)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from weakref import WeakKeyDictionary
 
+import torch
+
 from fedmpi.algorithms.base import Conversation, MessageTypes, ServerHalf
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.engine.rank import Rank, Topic
@@ -16,6 +18,7 @@ from fedmpi.engine.rows import Figures
 from fedmpi.errors import ProtocolError
 from fedmpi.ledger.schema import MessageRow
 from fedmpi.wire import frame as framing
+from fedmpi.wire.frame import Frame
 from fedmpi.wire.message import Message, Schema
 
 
@@ -32,6 +35,7 @@ class _Hosted:
     expected: tuple[type[Message], ...] = ()
     message: Message | None = None
     ended: bool = False
+    running: bool = False
     report: TurnReport | None = None
 
 
@@ -53,10 +57,14 @@ class Host:
         self._schema = schema
         self._on_reply = on_reply
         self._hosted: dict[int, _Hosted] = {}
-        # An object that the algorithm returns for many clients is encoded once, for as long as the algorithm keeps it.
-        self._frames: WeakKeyDictionary[Message, Figures] = WeakKeyDictionary()
+        # An object that the algorithm returns for many clients of a round is encoded once.
+        self._frames: WeakKeyDictionary[Message, tuple[Frame, Figures]] = WeakKeyDictionary()
         rank.handlers[Topic.UP] = self._on_up
         rank.handlers[Topic.DONE] = self._on_done
+
+    def begin_round(self) -> None:
+        """Forget what was encoded: the values of a message that is used again may have changed."""
+        self._frames.clear()
 
     def start(self, round_idx: int, client_id: int, player: int, state_version: int) -> None:
         """Begin the conversation with a client that `player` plays from its state of round `state_version`."""
@@ -80,7 +88,7 @@ class Host:
             raise ProtocolError(f"client {hosted.client_id}: expected message {hosted.num_ups}, got {envelope.step}")
         hosted.num_ups += 1
         hosted.inbox.append(arrived)
-        if not hosted.ended and len(hosted.inbox) == 1:
+        if not hosted.ended and not hosted.running:
             self._advance(hosted, self._decode(hosted), -1)
         self._finish_if_over(hosted)
 
@@ -117,6 +125,10 @@ class Host:
         started = bool(hosted.downs) or received is not None
         while True:
             left = self._rank.timer.switch("aggregate")
+            # This may run between two steps of a client's training on the same rank: neither may draw the other's
+            # random numbers, nor may a message that comes meanwhile enter the generator a second time.
+            random_state = torch.get_rng_state()
+            hosted.running = True
             try:
                 action = hosted.generator.send(received)
             except StopIteration as stop:
@@ -126,6 +138,8 @@ class Host:
                 else:
                     hosted.expected = _as_tuple(stop.value)
             finally:
+                hosted.running = False
+                torch.set_rng_state(random_state)
                 self._rank.timer.switch(left)
             received = None
             if not started and (hosted.ended or not isinstance(action, Message)):
@@ -144,18 +158,19 @@ class Host:
             received = self._decode(hosted)
 
     def _send(self, hosted: _Hosted, message: Message, state_version: int) -> None:
-        figures, encode_s = self._frames.get(message), 0.0
-        if figures is None:
+        known, encode_s = self._frames.get(message), 0.0
+        if known is None:
             left = self._rank.timer.switch("encode")
             start = perf_counter()
-            frame = framing.encode(message, self._schema, self._rank.comm.pool)
+            frame = framing.encode(message, self._schema, self._rank.comm.pool, in_place=True)
             encode_s = perf_counter() - start
             self._rank.timer.switch(left)
-            figures = self._frames[message] = Figures(message, frame, self._schema)
+            known = self._frames[message] = (frame, Figures(message, frame, self._schema))
+        frame, figures = known
         step = len(hosted.downs)
         hosted.downs.append((figures, encode_s, self._rank.now()))
         envelope = Envelope(Topic.DOWN, True, hosted.round_idx, hosted.client_id, step, state_version)
-        self._rank.send(hosted.player, envelope, figures.frame.buffer)
+        self._rank.send(hosted.player, envelope, frame.buffer)
 
     def _finish_if_over(self, hosted: _Hosted) -> None:
         if not hosted.ended or hosted.report is None:

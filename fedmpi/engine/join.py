@@ -6,6 +6,7 @@ import hashlib
 import json
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,8 +38,12 @@ class Membership:
     token: str
 
 
-def join(comm: Communicator, config: RunConfig) -> tuple[Rank, Membership]:
+def join(
+    comm: Communicator, config: RunConfig, *, on_fail: Callable[[Packet], None] | None = None
+) -> tuple[Rank, Membership]:
     """Meet the other ranks; return this rank's loop, its clock started, and the placement.
+
+    On rank 0 `on_fail` is given the last words of a rank that fails, from now on.
 
     Raises
     ------
@@ -46,6 +51,8 @@ def join(comm: Communicator, config: RunConfig) -> tuple[Rank, Membership]:
         On rank 0, if the ranks do not fit together; on a worker, the run then ends with rank 0's words.
     """
     rank = Rank(comm, config.comm.timeout_s)
+    if on_fail is not None:
+        rank.handlers[Topic.FAIL] = on_fail
     bell = getattr(comm, "bell", None)
     config_id = hashlib.sha256(describe(config).encode()).hexdigest()[:16]
     is_worker = comm.rank > 0 or comm.size == 1

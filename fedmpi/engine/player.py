@@ -20,7 +20,9 @@ from fedmpi.engine.statefile import unpack_state
 from fedmpi.errors import ProtocolError
 from fedmpi.flat import FlatModel
 from fedmpi.models.registry import build_model
+from fedmpi.rng import stream_seed
 from fedmpi.train.evaluate import evaluate_batch
+from fedmpi.train.local import seed_torch
 from fedmpi.wire import frame as framing
 from fedmpi.wire.message import Message
 
@@ -147,6 +149,10 @@ class Player:
         partition = self.setup.partition
         shard = Shard(self._train_data, partition.client(client_id))
         self._context.stats.clear()
+        # A turn starts from the same state wherever it is played: nothing of another client or a test is left.
+        self._model.module.train()
+        self._model.grads_P.zero_()
+        seed_torch(self._model.device, stream_seed(self.setup.config.seed, round_idx, client_id, "torch"))
         with self.rank.timer.phase("train"):
             self._client.run(round_idx, client_id, shard, _TurnChannel(self, turn))
         if turn.inbox:

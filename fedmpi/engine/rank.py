@@ -95,13 +95,20 @@ class Rank:
         while (packet := self.comm.poll()) is not None:
             self.handle(packet)
 
-    def wait_until(self, reached: Callable[[], bool], what: Callable[[], str], *, may_work: bool = False) -> None:
+    def wait_until(
+        self,
+        reached: Callable[[], bool],
+        what: Callable[[], str],
+        *,
+        may_work: bool = False,
+        timeout_s: float | None = None,
+    ) -> None:
         """Handle packets, and if `may_work` do queued work between them, until `reached`.
 
         Raises
         ------
         ProtocolError
-            If nothing arrives for `timeout_s`; `what` says what was waited for.
+            If nothing arrives for `timeout_s`, the rank's own by default; `what` says what was waited for.
         """
         while not reached():
             packet = self.comm.poll()
@@ -109,9 +116,8 @@ class Rank:
                 if may_work and self.idle_work is not None and self.idle_work():
                     continue
                 with self.timer.phase("wait"):
-                    packet = wait_for(
-                        self.comm.poll, self.comm, what=what, timeout_s=self.timeout_s, spin_s=self.spin_s
-                    )
+                    limit_s = self.timeout_s if timeout_s is None else timeout_s
+                    packet = wait_for(self.comm.poll, self.comm, what=what, timeout_s=limit_s, spin_s=self.spin_s)
             self.handle(packet)
 
     def flush(self) -> None:

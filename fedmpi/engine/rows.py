@@ -18,7 +18,6 @@ class Figures:
     """The columns of a row that follow from a message and its frame; worked out once for a frame sent to many."""
 
     def __init__(self, message: Message, frame: Frame, schema: Schema) -> None:
-        self.frame = frame
         num_params = message.num_params(schema)
         self.columns = (
             message.direction,

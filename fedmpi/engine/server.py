@@ -22,10 +22,12 @@ from fedmpi.engine.statefile import pack_state
 from fedmpi.engine.totals import RunTotals, dismiss_workers
 from fedmpi.engine.worker import make_server_half
 from fedmpi.ledger.digest import model_digest
+from fedmpi.ledger.schema import ROUND_COLUMNS
 from fedmpi.ledger.writer import LedgerWriter
 from fedmpi.wire import frame as framing
 
 _DENSE_ITEM_NBYTES = 4
+_OWN_COLUMNS = {column.name for column in ROUND_COLUMNS} - {"density"}
 _TIMED = PHASES[: PHASES.index("log") + 1]
 
 
@@ -78,6 +80,8 @@ class Server:
             for round_idx in range(num_rounds):
                 if stop_requested():
                     stopped, num_rounds = True, round_idx
+                    if self._evaluation is None and self._round_rows:
+                        self._start_evaluation(round_idx - 1, last=True)
                     break
                 self._round(round_idx)
             self._finish_evaluation()
@@ -86,7 +90,7 @@ class Server:
             self._evaluation = None
             self._emit_rounds()
         model = self._algorithm.global_model()
-        state, ints = model.state_S.numpy(), model.ints_I.numpy()
+        state, ints = model.state_S.cpu().numpy(), model.ints_I.cpu().numpy()
         if self._setup.config.ledger.save_model:
             entries = self._setup.initial.layout.entries
             self._ledger.set_model(state, ints, [(entry.name, entry.shape, entry.offset) for entry in entries])
@@ -102,6 +106,7 @@ class Server:
         self._share_state(round_idx, cohort)
         with rank.timer.phase("aggregate"):
             self._algorithm.begin_round(round_idx, cohort)
+        self._host.begin_round()
         cost = {client: setup.num_samples(client) for client in cohort}
         self._dispatcher.begin(
             cost, {client: self._workers_at_home(client) for client in cohort if client in self._homes}
@@ -122,6 +127,7 @@ class Server:
                 for message_row in reply.rows:
                     self._ledger.add_message(message_row)
                     nbytes[message_row.direction] += message_row.wire_nbytes
+                self._ledger.write_due()
             if reply.report.num_samples:
                 loss_sum += reply.report.loss * reply.report.num_samples
                 num_samples += reply.report.num_samples
@@ -130,11 +136,17 @@ class Server:
         rank.flush()
         with rank.timer.phase("aggregate"):
             scalars = self._algorithm.end_round(round_idx)
+        taken = sorted(_OWN_COLUMNS & scalars.keys())
+        if taken:
+            raise ValueError(f"end_round returned {', '.join(taken)}: columns of the ledger's own; take another name")
         for direction, count in nbytes.items():
             self._cum_nbytes[direction] += count
         self._finish_evaluation()
+        now = self._phase_sums()
         self._round_rows.append(
             {
+                **{f"{name}_s": now[i] - phases_before[i] for i, name in enumerate(_TIMED)},
+                "wall_s": perf_counter() - start,
                 "round_idx": round_idx,
                 "num_clients": len(cohort),
                 "train_loss": loss_sum / num_samples if num_samples else float("nan"),
@@ -149,10 +161,7 @@ class Server:
             }
         )
         self._start_evaluation(round_idx)
-        now = self._phase_sums()
         row = self._round_rows[-1]
-        row["wall_s"] = perf_counter() - start
-        row.update({f"{name}_s": now[i] - phases_before[i] for i, name in enumerate(_TIMED)})
         if self._algorithm.reads_evaluation:
             self._finish_evaluation()
             if not np.isnan(row["test_accuracy"]):
@@ -242,10 +251,11 @@ class Server:
             self._homes[reply.client_id] = (reply.round_idx, reply.player)
         self._deal()
 
-    def _start_evaluation(self, round_idx: int) -> None:
+    def _start_evaluation(self, round_idx: int, *, last: bool = False) -> None:
         config = self._setup.config
         every = config.evaluate.every
-        if not every or ((round_idx + 1) % every and round_idx + 1 != config.rounds):
+        is_last = last or round_idx + 1 == config.rounds
+        if not every or ((round_idx + 1) % every and not is_last):
             return
         model = self._algorithm.global_model()
         packed = pack_state({"state": model.state_S, "int_buffers": model.ints_I}, self._rank.comm.pool)

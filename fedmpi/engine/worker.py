@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from fedmpi.algorithms.base import ServerContext, ServerHalf
@@ -34,7 +36,8 @@ def run_worker(rank: Rank, setup: Setup) -> None:
     rank.handlers[Topic.STOP] = on_stop
     if setup.config.server.host != "rank0":
         serve_conversations(rank, setup, make_server_half(setup))
-    rank.wait_until(lambda: stopped, lambda: "its next client from rank 0", may_work=True)
+    # However long the others train: if rank 0 goes, MPI ends this rank.
+    rank.wait_until(lambda: stopped, lambda: "its next client from rank 0", may_work=True, timeout_s=math.inf)
     rank.flush()
     send_bye(rank)
 
@@ -58,6 +61,7 @@ def serve_conversations(rank: Rank, setup: Setup, algorithm: ServerHalf) -> None
     host = Host(rank, algorithm, setup.schema, on_reply)
 
     def on_round(packet: Packet) -> None:
+        host.begin_round()
         state, cohort = split_parts(packet.body)
         algorithm.load_state_dict(unpack_state(state, f"the server's state from rank {packet.source}"))
         algorithm.begin_round(packet.envelope.round_idx, cohort.view(np.int64).tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,27 +13,33 @@ from tqdm import tqdm
 
 _FLUSH_S = 0.1
 
+BAR_COLUMNS = "FEDMPI_BAR_COLUMNS"
+"""Set by `fedmpi launch` if it runs on a terminal: its width."""
+
 
 class Console:
-    """Prints lines to standard output and to a log.
+    """Prints lines to standard output and, once it is told where, the same lines to a log."""
 
-    Parameters
-    ----------
-    log_path : Path, optional
-    """
-
-    def __init__(self, log_path: Path | None = None) -> None:
-        self._log: TextIO | None = open(log_path, "w") if log_path else None  # noqa: SIM115
+    def __init__(self) -> None:
+        self._log: TextIO | None = None
+        self._so_far: list[str] = []
         self._flushed = 0.0
+
+    def log_to(self, path: Path) -> None:
+        """Write to a log what has been printed, and from now on what is."""
+        self._log = open(path, "w")  # noqa: SIM115
+        self._log.writelines(line + "\n" for line in self._so_far)
 
     def print(self, text: str = "") -> None:
         """Print a text; a live bar stays below it."""
-        if sys.stdout.isatty():
+        if on_terminal():
             tqdm.write(text, file=sys.stdout)
         else:
             sys.stdout.write(text + "\n")
         if self._log is not None:
             self._log.write(text + "\n")
+        else:
+            self._so_far.append(text)
         # With rounds of milliseconds, flushing every line costs more than anything else the server does.
         if time.monotonic() > self._flushed + _FLUSH_S:
             self.flush()
@@ -50,6 +57,11 @@ class Console:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def on_terminal() -> bool:
+    """Return whether what is printed ends on a terminal: this process's own, or that of `fedmpi launch`."""
+    return sys.stdout.isatty() or BAR_COLUMNS in os.environ
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> str:

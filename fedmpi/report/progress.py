@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 
-from fedmpi.report.console import Console, megabytes
+from fedmpi.report.console import BAR_COLUMNS, Console, megabytes, on_terminal
 
 
 class Progress:
@@ -26,10 +27,10 @@ class Progress:
         self._num_rounds = num_rounds
         self._clients = clients_per_round
         self._bar: tqdm[Any] | None = None
-        if sys.stdout.isatty():
-            self._bar = tqdm(
-                total=num_rounds * clients_per_round, unit="client", file=sys.stdout, leave=False, dynamic_ncols=True
-            )
+        if on_terminal():
+            columns = int(os.environ.get(BAR_COLUMNS, "0")) or None
+            total = num_rounds * clients_per_round
+            self._bar = tqdm(total=total, unit="client", file=sys.stdout, leave=False, ncols=columns)
 
     def client_done(self, round_idx: int, num_done: int, num_clients: int) -> None:
         """Move the bar."""

@@ -71,7 +71,7 @@ def train_local(
     """
     module, params_P, grads_P = model.module, model.params_P, model.grads_P
     module.train()
-    torch.default_generator.manual_seed(int(rng.integers(2**63)))  # dropout and the like
+    seed_torch(model.device, int(rng.integers(2**63)))  # dropout and the like
     momentum_P = model.momentum_P.zero_() if cfg.momentum else None
     loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
     num_steps = num_samples = 0
@@ -94,6 +94,13 @@ def train_local(
             progress()
             due = perf_counter() + PROGRESS_S
     return LocalStats(num_steps, num_samples, loss_sum.item() / max(1, num_samples))
+
+
+def seed_torch(device: torch.device, seed: int) -> None:
+    """Seed torch's own generators, of the CPU and of `device`."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def sgd_step(params_P: Tensor, grads_P: Tensor, momentum_P: Tensor | None, cfg: TrainConfig) -> None:

@@ -55,6 +55,21 @@ class BufferPool:
         return lease.view(np.ndarray)
 
 
+_FRAMED: weakref.WeakValueDictionary[int, _Lease] = weakref.WeakValueDictionary()
+"""The frames in use that were made around a vector where it lies, by the address of its memory."""
+
+
+def lease_in_place(memory: np.ndarray, start: int) -> np.ndarray | None:
+    """Return ``memory[start:]`` as a lease of its own, None while an earlier one of the same memory is in use."""
+    address = memory.ctypes.data
+    if address in _FRAMED:
+        return None
+    # Over a memoryview: numpy would let views of the lease skip it if its own base were an array.
+    lease = np.ndarray.__new__(_Lease, (memory.size - start,), np.uint8, buffer=memory.data, offset=start)
+    _FRAMED[address] = lease
+    return lease.view(np.ndarray)
+
+
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 

@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from fedmpi.errors import WireError
-from fedmpi.wire.buffers import BufferPool
+from fedmpi.wire.buffers import BufferPool, lease_in_place
 from fedmpi.wire.codecs import dense as _dense  # noqa: F401 - registers the codec
 from fedmpi.wire.codecs.base import ABSENT, NUMBERS, codec_by_id, codec_for
 from fedmpi.wire.codecs.numbers import decode_numbers, encode_numbers, put_varint, take_varint
@@ -65,11 +65,12 @@ def _checksum(head: bytes, body: np.ndarray) -> int:
     return digest.intdigest() & 0xFFFFFFFF
 
 
-def encode(message: Message, schema: Schema, pool: BufferPool) -> Frame:
+def encode(message: Message, schema: Schema, pool: BufferPool, *, in_place: bool = False) -> Frame:
     """Encode a message.
 
-    A dense vector with room before it is framed where it lies, if it is the last section: it must not change until
-    the frame has been sent. All else is written into a buffer leased from `pool`.
+    The frame is written into a buffer leased from `pool`. With `in_place`, a dense vector with room before it is framed
+    where it lies, if it is the last section and no other frame around it is still in use; it must then not change until
+    the frame has been sent.
 
     Raises
     ------
@@ -115,18 +116,18 @@ def encode(message: Message, schema: Schema, pool: BufferPool) -> Frame:
     payload_nbytes = sum(payload.size for _, payload in parts)
 
     room = last.room if isinstance(last, Dense) else None
-    in_place = room is not None and starts[-1] <= HEADROOM and parts[-1][1].size == room.size - HEADROOM
-    if in_place:
-        assert room is not None
-        buffer = room[HEADROOM - starts[-1] :]
-    else:
+    buffer = None
+    if in_place and room is not None and starts[-1] <= HEADROOM and parts[-1][1].size == room.size - HEADROOM:
+        buffer = lease_in_place(room, HEADROOM - starts[-1])
+    framed = buffer is not None
+    if buffer is None:
         buffer = pool.lease(position)
     previous = HEADER_NBYTES + len(table)
     buffer[HEADER_NBYTES:previous] = np.frombuffer(table, np.uint8)
     for number, (start, (_, payload)) in enumerate(zip(starts, parts, strict=True)):
         buffer[previous:start] = 0
         previous = start + payload.size
-        if not (in_place and number == len(parts) - 1):
+        if not (framed and number == len(parts) - 1):
             buffer[start:previous] = payload
     num_sections = len(message.value_fields) + bool(message.number_fields)
     head = _HEAD.pack(MAGIC, VERSION, 0, message.kind_id, num_sections, position - HEADER_NBYTES, schema.layout_id)

@@ -11,12 +11,11 @@ from typing import Literal
 from fedmpi.algorithms.base import Algorithm, AlgorithmConfig
 from fedmpi.algorithms.fedavg import FedAvgClient, FedAvgServer
 from fedmpi.data.shard import Shard
-from fedmpi.wire.message import Message
 
 
 class TroubleConfig(AlgorithmConfig):
     where: Literal["client", "server"] = "client"
-    what: Literal["raise", "kill", "sleep", "silent", "seed"] = "raise"
+    what: Literal["raise", "kill", "sleep", "silent"] = "raise"
     round_idx: int = 1
 
 
@@ -49,9 +48,6 @@ class TroubleClient(FedAvgClient):
                     channel.recv(*self.down_types)
                     return
         super().run(round_idx, client_id, shard, channel)
-
-    def train(self, round_idx: int, client_id: int, down: Message, shard: Shard) -> Message:
-        return super().train(round_idx, client_id, down, shard)
 
 
 TROUBLE = Algorithm("trouble", TroubleConfig, TroubleServer, TroubleClient)

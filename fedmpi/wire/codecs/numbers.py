@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Sequence
 
@@ -49,9 +50,10 @@ def encode_numbers(numbers: Sequence[int | float], classes: Sequence[type[int] |
         if number_class is float:
             out += struct.pack("<d", number)
         else:
-            if not isinstance(number, int):
-                raise ValueError(f"a field of ints got {number!r}")
-            integer = int(number)
+            try:
+                integer = operator.index(number)  # type: ignore[arg-type]
+            except TypeError:
+                raise ValueError(f"a field of ints got {number!r}") from None
             put_varint(2 * integer if integer >= 0 else -2 * integer - 1, out)
     return bytes(out)
 
