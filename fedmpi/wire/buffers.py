@@ -20,6 +20,10 @@ class _Lease(np.ndarray):
     """Owner of one lease. A subclass, because numpy lets views of views skip owners of their own type."""
 
 
+class _Room(np.ndarray):
+    """Stands between a lease and memory that is an array itself."""
+
+
 class BufferPool:
     """Page-aligned byte buffers that are reused from message to message.
 
@@ -64,8 +68,8 @@ def lease_in_place(memory: np.ndarray, start: int) -> np.ndarray | None:
     address = memory.ctypes.data
     if address in _FRAMED:
         return None
-    # Over a memoryview: numpy would let views of the lease skip it if its own base were an array.
-    lease = np.ndarray.__new__(_Lease, (memory.size - start,), np.uint8, buffer=memory.data, offset=start)
+    # Between the two stands another subclass: views of the lease would skip it if its own base were a plain array.
+    lease = memory[start:].view(_Room).view(_Lease)
     _FRAMED[address] = lease
     return lease.view(np.ndarray)
 

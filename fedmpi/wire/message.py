@@ -154,7 +154,7 @@ def message(kind: str, direction: Direction) -> Callable[[type[M]], type[M]]:
         # Two bytes derived from the name: a user's own messages need no central list of numbers.
         cls.kind_id = int.from_bytes(hashlib.blake2b(f"{direction}:{kind}".encode(), digest_size=2).digest(), "little")
         other = KINDS.get(cls.kind_id)
-        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        if other is not None and _identity(other) != _identity(cls):
             raise TypeError(
                 f"message {cls.__qualname__} ({direction} {kind!r}) has the number of {other.__qualname__} "
                 f"({other.direction} {other.kind!r}); choose another kind"
@@ -180,3 +180,8 @@ def message(kind: str, direction: Direction) -> Callable[[type[M]], type[M]]:
         return cls
 
     return decorate
+
+
+def _identity(cls: type[Message]) -> tuple[str, ...]:
+    """Return what a class keeps when its module is imported again."""
+    return cls.__module__, cls.__qualname__, cls.kind, cls.direction

@@ -48,7 +48,10 @@ def encode_numbers(numbers: Sequence[int | float], classes: Sequence[type[int] |
     out = bytearray()
     for number, number_class in zip(numbers, classes, strict=True):
         if number_class is float:
-            out += struct.pack("<d", number)
+            try:
+                out += struct.pack("<d", number)
+            except struct.error:
+                raise ValueError(f"a field of floats got {number!r}") from None
         else:
             try:
                 integer = operator.index(number)  # type: ignore[arg-type]

@@ -114,7 +114,7 @@ def test_what_was_added_is_not_kept_by_reference() -> None:
 def test_what_messages_convey() -> None:
     schema = tiny_layout().schema()
     seed = SeedDown(init_seed=3, state_hash=4)
-    assert (seed.num_params(schema), seed.num_kept(schema), seed.paper_nbits(schema)) == (3, 0, 96.0)
+    assert (seed.num_params(schema), seed.num_kept(schema), seed.paper_nbits(schema)) == (4, 0, 128.0)
     full = up(1, [1, 2, 3], [4])
     assert (full.num_params(schema), full.num_kept(schema)) == (4, 4)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmpi.algorithms.averaging import ModelDown, ModelUp, SeedDown
-from fedmpi.algorithms.base import ClientContext, ServerContext, copy_state_dict
+from fedmpi.algorithms.base import ClientContext, ServerContext
 from fedmpi.algorithms.fedavg import ALGORITHM, FedAvgClient, FedAvgServer
 from fedmpi.config import TrainConfig
 from fedmpi.data.datasets import Dataset
@@ -155,7 +156,7 @@ def test_the_downlink_is_one_object_in_the_models_own_memory() -> None:
     assert isinstance(down, ModelDown)
     assert np.shares_memory(down.state.array, half.global_model().state_S.numpy())
     pool = BufferPool()
-    frame = encode(down, initial().layout.schema(), pool)
+    frame = encode(down, initial().layout.schema(), pool, in_place=True)
     assert np.shares_memory(frame.buffer, half.global_model().state_S.numpy())
     assert pool.allocated_nbytes == 0
 
@@ -172,7 +173,7 @@ def test_an_uplink_says_how_many_samples() -> None:
 def test_a_server_continues_from_its_state() -> None:
     half, player = server(), client()
     play_round(half, player, 0, [0, 2])
-    kept = copy_state_dict(half.state_dict())
+    kept = copy.deepcopy(half.state_dict())
     play_round(half, player, 1, [2, 5])
     other = server()
     other.load_state_dict(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedmpi.algorithms.averaging import ModelUp
-from fedmpi.algorithms.base import ServerContext, copy_state_dict
+from fedmpi.algorithms.base import ServerContext
 from fedmpi.algorithms.fedavg import ALGORITHM as FEDAVG
 from fedmpi.algorithms.fedavg import FedAvgServer
 from fedmpi.algorithms.fedavgm import ALGORITHM, FedAvgMServer
@@ -90,7 +91,7 @@ def test_without_momentum_it_is_fedavg(models: list[list[float]]) -> None:
 def test_the_velocity_is_part_of_the_state() -> None:
     half = server(server_momentum=0.5)
     step(half, 0, (1, [0.0, 0.0, 0.0]))
-    kept = copy_state_dict(half.state_dict())
+    kept = copy.deepcopy(half.state_dict())
     want = step(half, 1, (1, [3.0, 3.0, 3.0]))
     other = server(server_momentum=0.5)
     other.load_state_dict(kept)

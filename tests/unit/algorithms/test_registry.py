@@ -145,3 +145,33 @@ def test_an_entry_point_that_cannot_be_loaded(target: str, tmp_path: Path, monke
     install(tmp_path, monkeypatch, f"plugged = {target}")
     with pytest.raises(ConfigError, match="plugged"):
         find("plugged")
+
+
+def test_a_file_is_executed_once_a_process(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = find(f"{own}:Mine")
+    own.write_text(OWN + "\n1 / 0\n")
+    assert find(f"{own}:Mine") is found
+    monkeypatch.chdir(own.parent)
+    assert find("own.py:Mine") is found
+    (tmp_path / "sub").mkdir()
+    assert find("sub/../own.py:Mine") is found
+
+
+def test_files_of_one_name_are_two(tmp_path: Path) -> None:
+    found = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.py").write_text(OWN.replace("t-mine", f"t-mine-{folder}"))
+        found.append(find(f"{tmp_path / folder / 'own.py'}:Mine"))
+    assert found[0] is not found[1]
+    assert len({algorithm.config for algorithm in found}) == 2
+
+
+def test_a_file_that_failed_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("1 / 0\n")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="ZeroDivisionError"):
+            find(f"{path}:Mine")
+    path.write_text(OWN + "\n# whole now\n")
+    assert find(f"{path}:Mine").name == "mine"

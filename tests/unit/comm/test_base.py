@@ -39,7 +39,7 @@ def test_an_envelope_comes_back(envelope: Envelope) -> None:
 
 
 def test_the_size_of_an_envelope_is_part_of_the_simulation_traffic() -> None:
-    assert ENVELOPE_NBYTES == 48  # every packet carries it: a change is a change of the measured totals
+    assert ENVELOPE_NBYTES == 42  # every packet carries it: a change is a change of the measured totals
 
 
 def test_traffic_is_counted_by_what_it_is() -> None:
@@ -55,6 +55,7 @@ class Clocked(LocalCommunicator):
     """A communicator whose naps move a clock and are written down; the bell rings at the naps of `rung`."""
 
     rank = 4
+    alone = False
 
     def __init__(self, *, bell: bool, rung: frozenset[int] = frozenset()) -> None:
         super().__init__()
@@ -172,3 +173,15 @@ def test_it_asks_for_a_while_before_the_first_nap(clocked: Callable[..., Clocked
     waits(ready, comm, spin_s=200e-6)
     assert 20 <= count <= 23
     assert comm.naps == [20e-6]
+
+
+def test_alone_what_has_not_come_will_not(clocked: Callable[..., Clocked]) -> None:
+    comm = clocked()
+    comm.alone = True
+    assert waits(Asked(2), comm) == "here"  # what is there is taken
+    ready = Asked(math.inf)
+    words = r"^rank 4 would wait for ever for a reply of client 7: nothing is under way$"
+    with pytest.raises(ProtocolError, match=words) as caught:
+        waits(ready, comm, spin_s=1.0)
+    assert caught.value.exit_status == 5
+    assert (ready.count, comm.naps, comm.now) == (2, [], 100.0)

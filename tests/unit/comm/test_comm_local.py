@@ -77,3 +77,7 @@ def test_nobody_rings() -> None:
     assert (comm.rank, comm.size) == (0, 1)
     assert not comm.rings()
     assert not comm.nap(0)
+
+
+def test_nobody_else_can_send() -> None:
+    assert LocalCommunicator().alone is True

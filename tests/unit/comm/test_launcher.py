@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+import fedmpi.comm
 from fedmpi.comm.launcher import connect, launched_as
 from fedmpi.comm.local import LocalCommunicator
 from fedmpi.config import CommConfig
+from fedmpi.errors import PlacementError
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +71,28 @@ def test_without_a_launcher_one_process_and_no_mpi() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert said.split() == ["LocalCommunicator", "False"]
+
+
+def mpi_of(size: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put an MPI of so many ranks in the place of the real one; return its communicator."""
+    comm = SimpleNamespace(rank=0, size=size)
+    fake = SimpleNamespace(MpiCommunicator=lambda **_: comm, library_version=lambda: "MPI of a test")
+    monkeypatch.setattr(fedmpi.comm, "mpi", fake, raising=False)
+    return comm
+
+
+@pytest.mark.parametrize(("launched", "size"), [(4, 1), (1, 4), (4, 2), (2, 4)])
+def test_a_launcher_of_another_mpi(monkeypatch: pytest.MonkeyPatch, launched: int, size: int) -> None:
+    mpi_of(size, monkeypatch)
+    set_all(monkeypatch, PMI_SIZE=str(launched), PMI_RANK="0")
+    words = rf"started {launched} processes, but MPI \(MPI of a test\) sees {size}:"
+    with pytest.raises(PlacementError, match=words) as caught:
+        connect(CommConfig())
+    assert caught.value.exit_status == 4
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_launcher_and_its_mpi(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    comm = mpi_of(size, monkeypatch)
+    set_all(monkeypatch, PMI_SIZE=str(size), PMI_RANK="0")
+    assert connect(CommConfig()) is comm

@@ -114,12 +114,24 @@ def test_a_damaged_file(tmp_path: Path, damage: str) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match=r"placement\.state_dir: cannot make .*file/x"):
-        ClientStateStore(tmp_path / "file" / "x", BufferPool())
+    here = ClientStateStore(tmp_path / "file" / "x", BufferPool())
+    with pytest.raises(OutputError, match=r"state of client 3: cannot write .*file/x/.*3\.r0") as caught:
+        here.save(3, 0, residual(1), started_from=-1)
+    assert caught.value.exit_status == 6
+
+
+def test_the_folder_is_made_on_the_first_write(tmp_path: Path) -> None:
+    here = store(tmp_path)
+    assert not (tmp_path / "state").exists()
+    assert not here.has(3, 0)
+    here.close()  # nothing to remove
+    here.save(3, 0, residual(1), started_from=-1)
+    assert here.has(3, 0)
 
 
 def test_a_version_that_cannot_be_written(tmp_path: Path) -> None:
     here = store(tmp_path)
+    (tmp_path / "state").mkdir()
     (tmp_path / "state" / "000000").write_text("in the way")
     with pytest.raises(OutputError, match=r"state of client 3: cannot write .*3\.r0"):
         here.save(3, 0, residual(1), started_from=-1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fedmpi.algorithms.base import AlgorithmConfig, Conversation, GlobalModel, ServerHalf, StateDict
 from fedmpi.comm.base import Envelope, Packet
@@ -440,3 +441,113 @@ def test_the_time_of_the_algorithm_is_aggregation() -> None:
 def test_a_report_comes_back(downs: Sequence[tuple[float, float]]) -> None:
     report = TurnReport(1.25, 7, 70, False, [float(i) for i in range(len(PHASES))], list(downs))
     assert TurnReport.from_body(pack_floats(*report.floats())) == report
+
+
+def counted_encodes(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
+    encoded: list[Message] = []
+    encode = framing.encode
+
+    def counting(sent: Message, *args: Any, **kwargs: Any) -> framing.Frame:
+        encoded.append(sent)
+        return encode(sent, *args, **kwargs)
+
+    monkeypatch.setattr(framing, "encode", counting)
+    return encoded
+
+
+@pytest.mark.parametrize("make", [lambda: Dense(np.zeros(8, np.float32)), lambda: Dense.framed(8)])
+def test_a_message_that_is_used_again_in_another_round_is_encoded_anew(
+    make: Callable[[], Dense], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vector = make()
+    kept = Task(number=3, vector=vector)
+
+    def script(round_idx: int, client_id: int) -> Conversation:
+        yield kept
+        return Answer
+
+    play = Play(script)
+    encoded = counted_encodes(monkeypatch)
+    for round_idx in (2, 3):
+        play.host.begin_round()
+        vector.array[:] = round_idx
+        for client_id in (5, 6):
+            play.start(client_id, round_idx=round_idx)
+    assert encoded == [kept, kept]  # once a round
+    assert [play.down(i).vector.array.tolist() for i in range(4)] == [[2.0] * 8] * 2 + [[3.0] * 8] * 2
+
+
+def test_nothing_keeps_the_frame_when_a_round_begins() -> None:
+    kept = Task(number=3, vector=Dense.framed(8))
+
+    def script(round_idx: int, client_id: int) -> Conversation:
+        yield kept
+        return Answer
+
+    play = Play(script)
+    play.start()
+    room = kept.vector.room
+    assert not np.shares_memory(framing.encode(kept, SCHEMA, play.rank.comm.pool, in_place=True).buffer, room)
+    play.host.begin_round()
+    # The conversation is still under way, with the message's figures.
+    assert np.shares_memory(framing.encode(kept, SCHEMA, play.rank.comm.pool, in_place=True).buffer, room)
+
+
+def test_server_code_leaves_the_random_numbers_of_training_alone() -> None:
+    drawn: list[float] = []
+
+    def script(round_idx: int, client_id: int) -> Conversation:
+        drawn.append(torch.rand(3).sum().item())
+        yield task()
+        torch.manual_seed(99)
+        yield Answer
+        drawn.append(torch.rand(3).sum().item())
+        return Answer
+
+    play = Play(script)
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    play.start()
+    assert torch.equal(torch.get_rng_state(), before)
+    play.up(answer())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(drawn) == 2
+
+
+def test_random_numbers_are_left_alone_by_server_code_that_fails() -> None:
+    def script(round_idx: int, client_id: int) -> Conversation:
+        torch.rand(1)
+        raise ValueError("a planned failure")
+        yield
+
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="a planned failure"):
+        Play(script).start()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_message_that_comes_while_the_generator_runs_waits() -> None:
+    numbers: list[int] = []
+
+    def script(round_idx: int, client_id: int) -> Conversation:
+        yield task()
+        first = yield Answer
+        assert isinstance(first, Answer)
+        numbers.append(first.number)
+        play.up(answer(2), 1)  # it arrives here, in the middle of the server's code
+        assert numbers == [1]
+        second = yield Answer
+        assert isinstance(second, Answer)
+        numbers.append(second.number)
+        return Other
+
+    play = Play(script)
+    play.start()
+    play.up(answer(1))
+    assert numbers == [1, 2]
+    play.up(Other(number=3), 2)
+    play.done()
+    (reply,) = play.replies
+    result = reply.result(play.rank, SCHEMA)
+    assert isinstance(result, Other)
+    assert result.number == 3

@@ -16,9 +16,15 @@ from fedmpi.engine.rank import Rank, Topic, pack_floats, unpack_floats
 from fedmpi.errors import ProtocolError
 
 
+class Quiet(LocalCommunicator):
+    """One of several ranks, as far as it knows; the others are silent."""
+
+    alone = False
+
+
 def make(topics: Sequence[Topic] = (), timeout_s: float = 5.0) -> tuple[Rank, list[Packet]]:
     """Return a rank of one process, and the packets of some topics that it has handled."""
-    rank, handled = Rank(LocalCommunicator(), timeout_s), []
+    rank, handled = Rank(Quiet(), timeout_s), []
     for topic in topics:
         rank.handlers[topic] = handled.append
     return rank, handled
@@ -122,7 +128,23 @@ def test_a_silence_that_is_too_long_is_an_error_in_words() -> None:
     assert 0.03 < rank.timer.seconds["wait"] < 2  # and it was waiting all the time
 
 
-class Slow(LocalCommunicator):
+def test_a_wait_may_have_a_limit_of_its_own() -> None:
+    rank, _ = make(timeout_s=60.0)
+    with pytest.raises(ProtocolError, match=r"waited 0\.02 s"):
+        rank.wait_until(lambda: False, str, timeout_s=0.02)
+
+
+def test_alone_it_fails_at_once_when_no_work_is_left() -> None:
+    rank, left = Rank(LocalCommunicator(), 60.0), [1, 2]
+    rank.idle_work = lambda: bool(left and left.pop())
+    start = time.monotonic()
+    with pytest.raises(ProtocolError, match=r"^rank 0 would wait for ever for a reply: nothing is under way$"):
+        rank.wait_until(lambda: False, lambda: "a reply", may_work=True)
+    assert left == []
+    assert time.monotonic() - start < 10
+
+
+class Slow(Quiet):
     """Its first three looks find a send that has not left."""
 
     left = 3

@@ -50,15 +50,15 @@ def test_the_figures_of_an_uplink() -> None:
 
 def test_the_figures_of_a_seed_and_of_the_model_it_stands_for() -> None:
     seed = SeedDown(init_seed=5, state_hash=255)
-    full = ModelDown(int_buffers=None, state=Dense(np.zeros(5, np.float32)))
+    full = ModelDown(int_buffers=Dense(np.zeros(2, np.int64)), state=Dense(np.zeros(5, np.float32)))
     of_seed, of_full = (
         Figures(m, encode(m, SCHEMA, BufferPool()), SCHEMA).row((0, 0, 0, 0), 0, 0, 0, 0) for m in (seed, full)
     )
     assert (of_seed.direction, of_seed.kind, of_seed.codec) == ("down", "seed", "numbers")
     assert (of_seed.wire_nbytes, of_seed.payload_nbytes, of_seed.value_nbytes) == (24 + 3 + 3, 3, 0)
-    assert (of_seed.num_params, of_seed.num_kept) == (5, 0)
-    assert of_seed.dense_nbytes == of_full.dense_nbytes == 20
-    assert (of_full.num_params, of_full.num_kept, of_full.bound_nbits) == (5, 5, 160)
+    assert (of_seed.num_params, of_seed.num_kept) == (7, 0)
+    assert (of_seed.dense_nbytes, of_full.dense_nbytes) == (28, 28)
+    assert (of_full.num_params, of_full.num_kept, of_full.bound_nbits) == (7, 7, 128 + 160)
 
 
 @given(parts=st.lists(st.binary(max_size=40), max_size=6))

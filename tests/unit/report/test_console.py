@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from fedmpi.report.console import Console, megabytes, table
+from fedmpi.report.console import BAR_COLUMNS, Console, megabytes, on_terminal, table
 
 
 def test_what_is_printed_is_in_the_log_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    console = Console(tmp_path / "log.txt")
+    console = Console()
+    console.log_to(tmp_path / "log.txt")
     console.print("one\ntwo")
     console.print()
     console.print("three é")
@@ -20,7 +21,8 @@ def test_what_is_printed_is_in_the_log_too(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_flush_lets_all_be_seen(tmp_path: Path) -> None:
-    console = Console(tmp_path / "log.txt")
+    console = Console()
+    console.log_to(tmp_path / "log.txt")
     for i in range(5):
         console.print(str(i))
     console.flush()
@@ -29,10 +31,33 @@ def test_a_flush_lets_all_be_seen(tmp_path: Path) -> None:
 
 
 def test_the_first_line_is_seen_at_once(tmp_path: Path) -> None:
-    console = Console(tmp_path / "log.txt")
+    console = Console()
+    console.log_to(tmp_path / "log.txt")
     console.print("here")
     assert (tmp_path / "log.txt").read_text() == "here\n"
     console.close()
+
+
+def test_what_was_printed_before_the_log_is_in_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.print("one\ntwo")
+    console.print()
+    assert list(tmp_path.iterdir()) == []
+    console.log_to(tmp_path / "log.txt")
+    console.print("three")
+    console.close()
+    assert (tmp_path / "log.txt").read_text() == capsys.readouterr().out == "one\ntwo\n\nthree\n"
+
+
+def test_a_terminal_is_its_own_or_the_launchers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(BAR_COLUMNS, raising=False)
+    assert not on_terminal()
+    monkeypatch.setenv(BAR_COLUMNS, "80")
+    assert on_terminal()
+    Console().print("a line")
+    assert "a line\n" in capsys.readouterr().out
 
 
 def test_without_a_log(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,14 @@ import sys
 
 import pytest
 
-from fedmpi.report.console import Console
+from fedmpi.report.console import BAR_COLUMNS, Console
 from fedmpi.report.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(BAR_COLUMNS, raising=False)
+
 
 ROUND = {
     "round_idx": 4, "num_clients": 10, "train_loss": 0.123456, "test_loss": 0.5, "test_accuracy": 0.87654,
@@ -68,3 +74,19 @@ def test_no_bar_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -
         progress.client_done(0, num_done, 10)
     progress.close()
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_as_wide_as_the_launchers_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(BAR_COLUMNS, "61")
+    progress = Progress(Console(), 3, 10)
+    progress.client_done(1, 5, 10)
+    progress.round_done({**ROUND, "round_idx": 1})
+    progress._bar.refresh()  # type: ignore[union-attr]
+    shown = capsys.readouterr().out
+    assert "15/30" in shown
+    assert "round 2/3  clients 10  train_loss 0.1235" in shown
+    bars = [part for part in shown.replace("\n", "\r").split("\r") if "client/s" in part]
+    assert {len(bar) for bar in bars} == {61}
+    progress.close()

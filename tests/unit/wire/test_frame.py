@@ -137,7 +137,7 @@ def test_every_dtype_and_size_both_ways(dtype: str, size: int) -> None:
     assert not np.shares_memory(copied.buffer, array)
 
     value, pool = framed(array), BufferPool()
-    in_place = encode(cls(count=3, vector=value), SCHEMA, pool)
+    in_place = encode(cls(count=3, vector=value), SCHEMA, pool, in_place=True)
     assert pool.allocated_nbytes == 0
     assert value.room is not None
     assert np.shares_memory(in_place.buffer, value.room)
@@ -168,7 +168,7 @@ def test_optional_fields_round_trip(count: int, ints: Any, bytes_: Any, wide: An
     values = {"ints": value(ints, "int64"), "bytes_": value(bytes_, "uint8"), "wide": value(wide, "float64")}
     msg = Optional(count=count, **values)
     pool = BufferPool()
-    frame = encode(msg, SCHEMA, pool)
+    frame = encode(msg, SCHEMA, pool, in_place=True)
     back, read = decode(frame.buffer, (Optional,), SCHEMA)
     assert same(msg, back)
     present = [v for v in values.values() if v is not None]
@@ -211,12 +211,55 @@ def test_a_reused_buffer_leaves_nothing_in_the_padding() -> None:
 def test_a_vector_is_framed_in_place_again_and_again() -> None:
     value = framed(numbers_of("float32", 1000))
     pool = BufferPool()
-    first = encode(VECTORS["float32"](count=1, vector=value), SCHEMA, pool).buffer.tobytes()
+    first = encode(VECTORS["float32"](count=1, vector=value), SCHEMA, pool, in_place=True).buffer.tobytes()
     value.array[:] = 0
-    encode(VECTORS["float32"](count=2**40, vector=value), SCHEMA, pool)  # a longer header
+    encode(VECTORS["float32"](count=2**40, vector=value), SCHEMA, pool, in_place=True)  # a longer header
     value.array.view(np.uint8)[:] = numbers_of("float32", 1000).view(np.uint8)
-    assert encode(VECTORS["float32"](count=1, vector=value), SCHEMA, pool).buffer.tobytes() == first
+    again = encode(VECTORS["float32"](count=1, vector=value), SCHEMA, pool, in_place=True)
+    assert again.buffer.tobytes() == first
     assert pool.allocated_nbytes == 0
+
+
+def test_two_frames_around_one_vector_keep_their_own_numbers() -> None:
+    value, pool, cls = framed(numbers_of("float32", 1000)), BufferPool(), VECTORS["float32"]
+    first = encode(cls(count=1, vector=value), SCHEMA, pool, in_place=True)
+    assert np.shares_memory(first.buffer, value.room)
+    second = encode(cls(count=2**40, vector=value), SCHEMA, pool, in_place=True)  # a longer header
+    third = encode(cls(count=3, vector=Dense(value.array, value.room)), SCHEMA, pool, in_place=True)
+    for frame, count in ((first, 1), (second, 2**40), (third, 3)):
+        assert same(cls(count=count, vector=value), received(frame.buffer, cls))
+    assert not np.shares_memory(second.buffer, value.room)
+    assert not np.shares_memory(third.buffer, value.room)
+
+
+@pytest.mark.parametrize("kept", ["frame", "view", "tensor"])
+def test_a_frame_in_place_is_in_use_as_long_as_a_view_of_it(kept: str) -> None:
+    value, pool, cls = framed(numbers_of("float32", 1000)), BufferPool(), VECTORS["float32"]
+    frame: Frame | None = encode(cls(count=1, vector=value), SCHEMA, pool, in_place=True)
+    assert frame is not None
+    holds: Any = {
+        "frame": lambda: frame,
+        "view": lambda: frame.buffer[5:9].view(np.int32),
+        "tensor": lambda: received(frame.buffer, cls).vector.tensor()[3:],
+    }[kept]()
+    frame = None
+    second = encode(cls(count=2, vector=value), SCHEMA, pool, in_place=True)
+    assert not np.shares_memory(second.buffer, value.room)
+    del holds
+    third = encode(cls(count=3, vector=value), SCHEMA, pool, in_place=True)
+    assert np.shares_memory(third.buffer, value.room)
+    assert received(second.buffer, cls).count == 2
+    assert received(third.buffer, cls).count == 3
+
+
+def test_unless_it_is_framed_in_place_a_vector_may_change_at_once() -> None:
+    value, pool, cls = framed(numbers_of("float32", 1000)), BufferPool(), VECTORS["float32"]
+    frame = encode(cls(count=1, vector=value), SCHEMA, pool)
+    assert not np.shares_memory(frame.buffer, value.room)
+    before = frame.buffer.tobytes()
+    value.array[:] = 7
+    assert frame.buffer.tobytes() == before
+    assert received(frame.buffer, cls).vector.array.tobytes() == numbers_of("float32", 1000).tobytes()
 
 
 def test_a_header_that_does_not_fit_the_room_is_copied() -> None:
@@ -229,7 +272,7 @@ def test_a_header_that_does_not_fit_the_room_is_copied() -> None:
     cls: Any = message("test-many", "up")(type("Many", (Message,), body))
     value, pool = framed(numbers_of("float32", 3)), BufferPool()
     msg = cls(**names, vector=value)
-    frame = encode(msg, SCHEMA, pool)
+    frame = encode(msg, SCHEMA, pool, in_place=True)
     assert frame.wire_nbytes > HEADROOM
     assert not np.shares_memory(frame.buffer, value.room)
     assert same(msg, received(frame.buffer, cls))
@@ -239,7 +282,7 @@ def test_a_part_of_a_framed_vector_is_copied() -> None:
     value = framed(numbers_of("float32", 9))
     part = Dense(value.array[:4], value.room)
     pool = BufferPool()
-    frame = encode(VECTORS["float32"](count=0, vector=part), SCHEMA, pool)
+    frame = encode(VECTORS["float32"](count=0, vector=part), SCHEMA, pool, in_place=True)
     assert not np.shares_memory(frame.buffer, value.room)
     assert received(frame.buffer, VECTORS["float32"]).vector.array.tobytes() == value.array[:4].tobytes()
 

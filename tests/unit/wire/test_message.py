@@ -103,13 +103,21 @@ def test_two_kinds_of_one_number_collide() -> None:
         seen[kind_id] = kind
     declare(seen[kind_id], name="First")
     with pytest.raises(TypeError, match=f"{kind!r}.*has the number of First .*{seen[kind_id]!r}.*choose another kind"):
-        declare(kind, name="First")
+        declare(kind, name="Other")
 
 
 def test_a_file_that_is_imported_again_may_define_its_message_again() -> None:
     first, second = declare("t-again"), declare("t-again")
     assert first.kind_id == second.kind_id
     assert KINDS[first.kind_id] is second
+
+
+def test_classes_of_one_name_in_two_modules_collide() -> None:
+    first = declare("t-modules")
+    body = {"__module__": "another.module", "__qualname__": first.__qualname__}
+    with pytest.raises(TypeError, match=r"'t-modules'.*choose another kind"):
+        message("t-modules", "up")(type("Made", (Message,), body))
+    assert KINDS[first.kind_id] is first
 
 
 def test_specs_resolve_sizes_by_name() -> None:

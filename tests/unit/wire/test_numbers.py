@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -126,3 +127,17 @@ def test_a_payload_that_is_cut_or_too_long(fields: list[tuple[type, float]], dat
     with pytest.raises(WireError) as caught:
         decode_numbers(memoryview(raw + b"\0"), classes, 40)
     assert caught.value.offset == 40 + len(raw)
+
+
+@pytest.mark.parametrize("number", [np.int64(-(2**63)), np.int32(-5), np.uint8(200), np.uint64(2**63 - 1), True])
+def test_what_is_an_int_by_another_name(number: object) -> None:
+    payload = encode_numbers([number], [int])  # type: ignore[list-item]
+    assert payload == encode_numbers([int(number)], [int])  # type: ignore[call-overload]
+    (back,) = decode_numbers(memoryview(payload), [int], 0)
+    assert (type(back), back) == (int, int(number))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("number", [1.0, 0.5, np.float32(2), "3", None, float("nan")])
+def test_what_is_no_int_is_refused(number: object) -> None:
+    with pytest.raises(ValueError, match="a field of ints got "):
+        encode_numbers([number], [int])  # type: ignore[list-item]
