@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _launched_rank() == 0:  # ranks that a launcher started would all say the same
             print(f"fedmpi: error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("fedmpi: error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _launched_rank() -> int:
@@ -71,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser(
         "info", help="summarize a ledger", description="Summarize a ledger, of a killed run too."
     )
-    info.add_argument("file", type=Path, metavar="FILE", help="ledger.h5")
+    info.add_argument("file", type=Path, metavar="FILE", help="ledger.h5, or the folder of a run")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(command=_info)
     return parser
@@ -119,7 +122,8 @@ def _launch(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     from fedmpi.ledger.reader import Ledger
 
-    with Ledger(args.file) as ledger:
+    # The folder of a run stands for its ledger.
+    with Ledger(args.file / "ledger.h5" if args.file.is_dir() else args.file) as ledger:
         summary = ledger.summary()
     if args.json:
         print(json.dumps(summary, indent=2))

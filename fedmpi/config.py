@@ -196,9 +196,14 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return `tree` with ``a.b=value`` overrides applied; values are parsed as YAML."""
+    """Return `tree` with ``a.b=value`` overrides applied; values are parsed as YAML.
+
+    Where an override changes the name of an algorithm, a model or a partition, the other settings of that section in
+    `tree` are dropped (a partition keeps its number of clients): they were the other's.
+    """
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-    for override in overrides:
+    # Names first: a section whose name changes loses the settings that the file gave for the other.
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].endswith(".name")):
         path, eq, text = override.partition("=")
         if not eq or not path or "" in path.split("."):
             raise ConfigError(f"override {override!r} must look like section.key=value")
@@ -210,7 +215,12 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
                 raise ConfigError(f"override {override!r}: {parent} holds the value {child!r}, not a section")
             node[parent] = child = dict(child)
             node = child
-        node[leaf] = parse_yaml(text, f"override {override!r}")
+        value = parse_yaml(text, f"override {override!r}")
+        if leaf == "name" and parents in (["algorithm"], ["model"], ["partition"]) and node.get("name") != value:
+            kept = {"num_clients": node["num_clients"]} if "num_clients" in node else {}
+            node.clear()
+            node.update(kept if parents == ["partition"] else {})
+        node[leaf] = value
     return tree
 
 

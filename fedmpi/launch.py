@@ -87,9 +87,10 @@ def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
             number = int(killed["signal"])
             name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
             who, rest = _what_is_left(out, int(killed["pid"]))
+            # Launchers kill the other ranks too and may name one of those: what they say is passed on as theirs.
             print(
-                f"fedmpi: error: {who} (process {killed['pid']}) on {killed['host']} was killed by signal {number} "
-                f"({name}), and the job with it; {rest}",
+                f"fedmpi: error: a rank was killed by signal {number} ({name}), and the job with it; the launcher "
+                f"names process {killed['pid']} on {killed['host']}{who}; {rest}",
                 file=sys.stderr,
             )
             return 128 + number
@@ -104,11 +105,11 @@ def _what_is_left(out: Path, pid: int) -> tuple[str, str]:
     try:
         with Ledger(path) as ledger:
             summary = ledger.summary()
-            ranks = [f"rank {row['rank']}" for row in ledger.placement if row.get("pid") == pid]
+            ranks = [f", rank {row['rank']}" for row in ledger.placement if row.get("pid") == pid]
     except FedmpiError as error:
-        return "a rank", f"no readable ledger is left: {error}"
+        return "", f"no readable ledger is left: {error}"
     rest = f"{path} holds {summary['num_messages']} messages of {summary['rounds']} complete rounds"
-    return ranks[0] if ranks else "a rank", rest
+    return ranks[0] if ranks else "", rest
 
 
 def _pass_on(process: subprocess.Popen[bytes]) -> str:

@@ -110,7 +110,7 @@ def _serve(
             progress.close()
         ledger.finish("stopped" if totals.stopped else "done", totals.attributes())
     except BaseException as error:
-        words = f"failed: {type(error).__name__}: {error}"
+        words = f"failed: {_words(error)}"
         if ledger is not None:
             with contextlib.suppress(FedmpiError):
                 ledger.finish(words, {})
@@ -209,7 +209,7 @@ def _fail(comm: Communicator, error: BaseException) -> int:
         status = error.exit_status
     else:
         status = 130 if isinstance(error, KeyboardInterrupt) else 1
-    words = f"{type(error).__name__}: {error}"
+    words = _words(error)
     if comm.size > 1 and not isinstance(error, RemoteError):
         words = f"rank {comm.rank} on {socket.gethostname()}: {words}"
     if not isinstance(error, FedmpiError) and not isinstance(error, KeyboardInterrupt):
@@ -225,6 +225,12 @@ def _fail(comm: Communicator, error: BaseException) -> int:
     sys.stderr.flush()
     comm.abort(status)
     return status
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted{f' ({error})' if error.args else ''}"
+    return f"{type(error).__name__}: {error}"
 
 
 def _tell_server(comm: Communicator, words: str, status: int) -> None:

@@ -96,6 +96,8 @@ def encode(message: Message, schema: Schema, pool: BufferPool, *, in_place: bool
                 raise ValueError(f"{spec.where} must be given")
             table += bytes((ABSENT, 0, 0))
             continue
+        if not isinstance(value, field.value_class):
+            raise ValueError(f"{spec.where} must be a {field.value_class.__name__}, got {type(value).__name__}")
         codec = codec_for(value)
         section = codec.encode(value, spec)
         table += bytes((codec.codec_id, section.param))

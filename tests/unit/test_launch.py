@@ -150,8 +150,8 @@ def test_a_killed_rank_is_named_with_what_is_left(
     *passed_on, said = captured.err.splitlines()
     assert passed_on == text.splitlines()
     assert said == (
-        f"fedmpi: error: rank {rank} (process {pid}) on vm was killed by signal 9 (SIGKILL), and the job with it; "
-        f"{tmp_path / 'ledger.h5'} holds 0 messages of 0 complete rounds"
+        "fedmpi: error: a rank was killed by signal 9 (SIGKILL), and the job with it; the launcher "
+        f"names process {pid} on vm, rank {rank}; {tmp_path / 'ledger.h5'} holds 0 messages of 0 complete rounds"
     )
 
 
@@ -162,7 +162,7 @@ def test_a_killed_rank_of_a_run_without_a_ledger(
     end_with(scripts, tmp_path, MPICH, 9)
     assert launch(3, ["run"], tmp_path / "none") == 137
     said = capfd.readouterr().err.splitlines()[-1]
-    assert said.startswith("fedmpi: error: a rank (process 7659) on vm was killed by signal 9 (SIGKILL)")
+    assert said.startswith("fedmpi: error: a rank was killed by signal 9 (SIGKILL)")
     assert "no readable ledger is left: " in said
 
 
