@@ -63,7 +63,8 @@ def main() -> None:
                 f"{job}: bare {1e3 * bare:.1f} ms a round, fedmpi {1e3 * ours:.1f}, ratio {ours / bare:.3f}", flush=True
             )
         bare, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-        print(f"{job}: medians {1e3 * bare:.1f} and {1e3 * ours:.1f} ms, ratio {ours / bare:.3f} (target at most {target:.2f}), {args.ranks} ranks; {memory[0].strip()}")
+        result = f"medians {1e3 * bare:.1f} and {1e3 * ours:.1f} ms, ratio {ours / bare:.3f}"
+        print(f"{job}: {result} (target at most {target:.2f}), {args.ranks} ranks; {memory[0].strip()}")
 
 
 if __name__ == "__main__":
