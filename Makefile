@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench clean FORCE
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fedmpi launch -n 3 jobs/configs/quickstart.yaml -o $(DEMO) --overwrite
@@ -29,6 +29,14 @@ bench: $(VENV)/test.stamp
 
 clean:
 	rm -rf $(VENV) .venv-openmpi runs
+
+# Another build that is asked for replaces the one that is there; if none is asked for, that one stays.
+ifneq ($(origin TORCH),file)
+$(VENV)/torch.stamp: $(VENV)/torch.wanted
+endif
+$(VENV)/torch.wanted: FORCE
+	@mkdir -p $(VENV)
+	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
 
 # torch first: asked for later, by another package, it might come as a newer and much larger build.
 $(VENV)/torch.stamp:
