@@ -74,12 +74,11 @@ class Server:
     def run(self, stop_requested: Callable[[], bool]) -> RunTotals:
         """Do all rounds, or those until `stop_requested` says so between two; then collect the workers' totals."""
         start = perf_counter()
-        num_rounds = self._setup.config.rounds
         stopped = False
         try:
-            for round_idx in range(num_rounds):
+            for round_idx in range(self._setup.config.rounds):
                 if stop_requested():
-                    stopped, num_rounds = True, round_idx
+                    stopped = True
                     if self._evaluation is None and self._round_rows:
                         self._start_evaluation(round_idx - 1, last=True)
                     break
@@ -95,7 +94,7 @@ class Server:
             entries = self._setup.initial.layout.entries
             self._ledger.set_model(state, ints, [(entry.name, entry.shape, entry.offset) for entry in entries])
         ranks = dismiss_workers(self._rank, [w for w in self._workers if w != self._rank.comm.rank])
-        return RunTotals(num_rounds, ranks, perf_counter() - start, model_digest(state, ints), stopped)
+        return RunTotals(ranks, perf_counter() - start, model_digest(state, ints), stopped)
 
     def _round(self, round_idx: int) -> None:
         start = perf_counter()

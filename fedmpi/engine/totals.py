@@ -49,8 +49,6 @@ class RunTotals:
 
     Parameters
     ----------
-    num_rounds : int
-        Rounds done.
     ranks : list of RankTotals
         By rank.
     wall_s : float
@@ -59,7 +57,6 @@ class RunTotals:
         Whether it ended early because it was asked to.
     """
 
-    num_rounds: int
     ranks: list[RankTotals]
     wall_s: float
     model_digest: str

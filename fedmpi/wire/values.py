@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,8 +18,6 @@ DENSE_DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8")
 
 class Value:
     """Base of the values; a message's fields are values or plain numbers."""
-
-    value_type: ClassVar[str]
 
     @property
     def numel(self) -> int:
@@ -40,8 +37,6 @@ class Dense(Value):
         Memory that ends with `array` and has at least `HEADROOM` bytes before it, so that the frame is built around
         the vector without copying it.
     """
-
-    value_type: ClassVar[str] = "dense"
 
     array: np.ndarray
     room: np.ndarray | None = None
