@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from fedmpi.comm.base import Communicator
-from fedmpi.config import RunConfig, load_config
+from fedmpi.config import RunConfig
+from fedmpi.configfile import load_config
 from fedmpi.launch import MPI_ENVIRONMENT, find_mpiexec
 from fedmpi.ledger.reader import Ledger
 

@@ -1,4 +1,4 @@
-"""FedAvg.
+"""FedAvg: clients train the model they are sent, the server takes the mean weighted by samples.
 
 McMahan, Moore, Ramage, Hampson, Arcas: "Communication-Efficient Learning of Deep Networks from Decentralized Data",
 AISTATS 2017, Algorithm 1::

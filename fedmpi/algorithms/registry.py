@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 
 from fedmpi.algorithms.base import Algorithm, AlgorithmConfig
-from fedmpi.config import NamedSection, validate
+from fedmpi.config import NamedSection
+from fedmpi.configfile import validate
 from fedmpi.errors import ConfigError
+from fedmpi.plugin import is_plugin, load_plugin
 
 BUILT_IN = ("fedavg", "fedavgm", "fedprox")
 ENTRY_POINTS = "fedmpi.algorithms"
 
 
 def find(name: str) -> Algorithm:
-    """Return the algorithm of a name, or of ``path/to/file.py:Name`` where Name is an `Algorithm`.
+    """Return the algorithm of a name, or of ``path/to/file.py:NAME`` where NAME is an `Algorithm`.
 
     Raises
     ------
@@ -30,9 +27,8 @@ def find(name: str) -> Algorithm:
         found = importlib.import_module(f"fedmpi.algorithms.{name}").ALGORITHM
         assert isinstance(found, Algorithm)
         return found
-    path, colon, attribute = name.rpartition(":")
-    if colon and path.endswith(".py"):
-        return _checked(getattr(_import_file(Path(path)), attribute, None), name)
+    if is_plugin(name):
+        return _checked(load_plugin(name, "algorithm.name"), name)
     points = importlib.metadata.entry_points(group=ENTRY_POINTS)
     if name in points.names:
         try:
@@ -43,7 +39,15 @@ def find(name: str) -> Algorithm:
                 f"algorithm.name={name}: loading {where} failed: {type(error).__name__}: {error}"
             ) from error
     known = ", ".join(sorted({*BUILT_IN, *points.names}))
-    raise ConfigError(f"algorithm.name must be one of {known}, or path/to/file.py:Name, got {name!r}")
+    raise ConfigError(f"algorithm.name must be one of {known}, or path/to/file.py:NAME, got {name!r}")
+
+
+def describe_algorithms() -> list[tuple[str, str]]:
+    """Return name and first line of documentation of each algorithm that can be named, installed ones too."""
+    found = [(name, importlib.import_module(f"fedmpi.algorithms.{name}").__doc__ or "") for name in BUILT_IN]
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        found.append((point.name, f"installed: {point.value}"))
+    return [(name, doc.split("\n")[0]) for name, doc in found]
 
 
 def resolve(section: NamedSection) -> tuple[Algorithm, AlgorithmConfig]:
@@ -57,21 +61,3 @@ def _checked(found: object, name: str) -> Algorithm:
     if not isinstance(found, Algorithm):
         raise ConfigError(f"algorithm.name={name} must name an Algorithm, got {type(found).__name__}")
     return found
-
-
-def _import_file(path: Path) -> ModuleType:
-    # Once a process, and files of one name in two folders apart: a message class must stay the same object.
-    module_name = f"fedmpi_user_{path.stem}_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=4).hexdigest()}"
-    if module_name in sys.modules:
-        return sys.modules[module_name]
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"algorithm.name: there is no file {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise ConfigError(f"algorithm.name: importing {path} failed: {type(error).__name__}: {error}") from error
-    return module

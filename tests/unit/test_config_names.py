@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedmpi.config import apply_overrides
+from fedmpi.configfile import apply_overrides
 
 TREE = {"partition": {"name": "dirichlet", "num_clients": 7, "beta": 0.5}, "algorithm": {"name": "fedprox", "mu": 1}}
 
@@ -21,6 +21,36 @@ def test_the_same_name_keeps_them() -> None:
     assert tree["algorithm"] == {"name": "fedprox", "mu": 2}
 
 
-def test_the_data_sections_settings_are_for_every_data_set() -> None:
-    tree = apply_overrides({"data": {"name": "mnist", "root": "/x"}}, ["data.name=cifar10"])
-    assert tree["data"] == {"name": "cifar10", "root": "/x"}
+def test_another_data_set_drops_the_folder_and_what_only_the_first_has() -> None:
+    data = {"name": "synthetic", "root": "/x", "augment": "crop_flip", "synthetic": {"noise": 3}, "text": {}}
+    assert apply_overrides({"data": data}, ["data.name=cifar10"])["data"] == {"name": "cifar10", "augment": "crop_flip"}
+    assert apply_overrides({"data": data}, ["data.name=synthetic"])["data"] == data
+
+
+def test_a_folder_on_the_command_line_is_the_new_data_sets() -> None:
+    tree = apply_overrides({"data": {"name": "mnist", "root": "/x"}}, ["data.root=/y", "data.name=cifar10"])
+    assert tree["data"] == {"name": "cifar10", "root": "/y"}
+
+
+def test_a_section_without_a_name_has_the_usual_one() -> None:
+    tree = {"data": {"root": "/x"}, "partition": {"num_clients": 5}}
+    same = apply_overrides(tree, ["data.name=fashion_mnist_mini", "partition.name=iid"])
+    assert same["data"] == {"name": "fashion_mnist_mini", "root": "/x"}
+    assert same["partition"] == {"name": "iid", "num_clients": 5}
+    assert apply_overrides(tree, ["data.name=mnist"])["data"] == {"name": "mnist"}
+
+
+def test_a_name_that_the_file_leaves_open_keeps_its_settings() -> None:
+    tree = apply_overrides({"algorithm": {"mu": 1}}, ["algorithm.name=fedprox"])
+    assert tree["algorithm"] == {"name": "fedprox", "mu": 1}
+
+
+def test_a_partition_keeps_no_more_than_its_number_of_clients() -> None:
+    tree = {"partition": {"name": "shards", "num_clients": 5, "shards_per_client": 3, "samples_per_shard": 2}}
+    assert apply_overrides(tree, ["partition.name=iid"])["partition"] == {"name": "iid", "num_clients": 5}
+
+
+def test_a_model_drops_the_others_settings() -> None:
+    tree = {"model": {"name": "mlp", "hidden": [3]}}
+    assert apply_overrides(tree, ["model.name=cnn"])["model"] == {"name": "cnn"}
+    assert tree == {"model": {"name": "mlp", "hidden": [3]}}

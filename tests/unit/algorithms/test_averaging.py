@@ -19,10 +19,11 @@ from fedmpi.algorithms.averaging import (
 )
 from fedmpi.algorithms.base import ClientContext, GlobalModel
 from fedmpi.config import NamedSection, TrainConfig
+from fedmpi.data.shapes import ImageShape
 from fedmpi.errors import ProtocolError
 from fedmpi.flat import FlatModel, Layout, layout_of
 from fedmpi.models.initial import InitialModel, initial_model
-from fedmpi.models.registry import ImageShape, resolve
+from fedmpi.models.registry import resolve
 from fedmpi.wire.values import Dense
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_built_in_names(name: str) -> None:
 
 def test_an_unknown_name() -> None:
     known = ", ".join(sorted(BUILT_IN))
-    with pytest.raises(ConfigError, match=rf"one of {known}, or path/to/file\.py:Name, got 'fedsgd'"):
+    with pytest.raises(ConfigError, match=rf"one of {known}, or path/to/file\.py:NAME, got 'fedsgd'"):
         find("fedsgd")
 
 
@@ -71,7 +72,7 @@ def test_an_unknown_name() -> None:
     ("section", "words"),
     [
         (NamedSection(name="fedavg", mu=3), r"algorithm\.mu: unknown key \(value 3\)"),
-        (NamedSection(name="fedprox", mu=-1), r"algorithm\.mu: .*greater than or equal to 0, got -1"),
+        (NamedSection(name="fedprox", mu=-1), r"algorithm\.mu must be at least 0, got -1"),
     ],
 )
 def test_wrong_settings(section: NamedSection, words: str) -> None:
@@ -83,7 +84,7 @@ def test_a_file_of_the_users(own: Path, monkeypatch: pytest.MonkeyPatch) -> None
     algorithm, config = resolve(NamedSection(name=f"{own}:Mine", strength=2))
     assert algorithm.name == "mine"
     assert config.model_dump() == {"name": f"{own}:Mine", "strength": 2.0}
-    with pytest.raises(ConfigError, match=r"algorithm\.strength: .*got 0"):
+    with pytest.raises(ConfigError, match=r"algorithm\.strength must be above 0, got 0"):
         resolve(NamedSection(name=f"{own}:Mine", strength=0))
     monkeypatch.chdir(own.parent)
     assert find("own.py:Mine").name == "mine"
@@ -94,7 +95,7 @@ def test_a_file_of_the_users(own: Path, monkeypatch: pytest.MonkeyPatch) -> None
     [
         (OWN, "NotOne", "must name an Algorithm, got int"),
         (OWN, "MineConfig", "must name an Algorithm, got ModelMetaclass"),
-        (OWN, "Absent", "must name an Algorithm, got NoneType"),
+        (OWN, "Absent", r"has no 'Absent'; of names with a capital it has: .*Mine, NotOne"),
         ("import a_module_that_is_not_there\n", "Mine", r"importing .*own\.py failed: ModuleNotFoundError: .*a_module"),
         ("def broken(:\n", "Mine", r"importing .*own\.py failed: SyntaxError"),
         ("1 / 0\n", "Mine", r"importing .*own\.py failed: ZeroDivisionError"),
@@ -115,10 +116,26 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         find(f"{tmp_path}/folder.py:Mine")
 
 
-@pytest.mark.parametrize("name", ["own.py", "own:Mine", "own.txt:Mine", ":Mine"])
-def test_names_that_are_neither(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"path/to/file\.py:Name, got"):
+def test_a_path_without_a_name_in_it_is_an_unknown_name() -> None:
+    with pytest.raises(ConfigError, match=r"path/to/file\.py:NAME, got 'own\.py'"):
+        find("own.py")
+
+
+@pytest.mark.parametrize("name", ["absent_module_of_test:Mine", "own.txt:Mine", ":Mine"])
+def test_modules_that_are_not_there(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"algorithm\.name: importing {re.escape(name.partition(':')[0])} failed: "):
         find(name)
+
+
+def test_a_name_in_an_importable_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plugin_of_test").mkdir()
+    (tmp_path / "plugin_of_test" / "__init__.py").write_text("")
+    (tmp_path / "plugin_of_test" / "own.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    algorithm, config = resolve(NamedSection(name="plugin_of_test.own:Mine", strength=2))
+    assert (algorithm.name, config.model_dump()["strength"]) == ("mine", 2.0)
+    with pytest.raises(ConfigError, match=r"has no 'Other'; of names with a capital it has: .*Mine"):
+        find("plugin_of_test.own:Other")
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch, points: str) -> None:
