@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedmpi.data.formats import IDX_NAMES, idx_files, read_idx, write_idx_gz
+from fedmpi.data.idx import IDX_NAMES, idx_files, read_idx, write_idx_gz
 
 NUM_CLASSES = 10
 

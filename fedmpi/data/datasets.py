@@ -1,92 +1,83 @@
-"""Data sets by name: where their files lie, and arrays that all ranks of a node share. Nothing is downloaded."""
+"""Data sets by name: where their files lie, and how they are loaded. Nothing is downloaded."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import stat
-import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.config import DataConfig, SyntheticConfig
-from fedmpi.data.formats import Arrays, cifar10_files, idx_files, read_cifar10, read_idx_set
+from fedmpi.config import DataConfig, SyntheticConfig, TextConfig
+from fedmpi.data.arrays import Arrays
+from fedmpi.data.catalog import FILE_SETS, TEXT_DATASETS, FileSet, ImageSet, TextSet
+from fedmpi.data.shapes import ImageShape, InputShape, TextShape
+from fedmpi.data.shared import cache_dir, shared_arrays
+from fedmpi.data.synthetic import make_synthetic
 from fedmpi.errors import ConfigError, DataError
-from fedmpi.rng import ANY, stream
+
+__all__ = [
+    "TEXT_DATASETS",
+    "Dataset",
+    "DatasetInfo",
+    "cache_dir",
+    "cache_folder",
+    "check_data_config",
+    "describe_datasets",
+    "expected_files",
+    "load_dataset",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and labels of one data set.
+    """Samples and labels of one data set.
 
     Attributes
     ----------
     name : str
         As in ``data.name``.
-    train_images, test_images : numpy.ndarray
-        (N, H, W, C) uint8. Usually memory-mapped copy-on-write: ranks of a node share the pages.
+    train_inputs, test_inputs : numpy.ndarray
+        Images (N, H, W, C) uint8, or sequences of characters (N, T) uint8. Usually memory-mapped copy-on-write: ranks
+        of a node share the pages.
     train_labels, test_labels : numpy.ndarray
-        (N,) int64, from 0 to ``num_classes - 1``.
+        (N,) int64 for images, (N, T) int64 for text: the next character at each place; from 0 to ``num_classes - 1``.
     num_classes : int
-        Number of classes.
+        Number of classes, or of characters.
     mean, std : tuple of float
-        Per channel, of pixels scaled to [0, 1].
+        Per channel, of pixels scaled to [0, 1]; empty for text.
+    train_groups : numpy.ndarray or None
+        (N,) int64, the writer or role of each training sample as an index into `group_names`, if the data know it.
+    group_names : tuple of str
     """
 
     name: str
-    train_images: NDArray[np.uint8]
+    train_inputs: NDArray[np.uint8]
     train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
+    test_inputs: NDArray[np.uint8]
     test_labels: NDArray[np.int64]
     num_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    train_groups: NDArray[np.int64] | None = None
+    group_names: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> InputShape:
+        """What one sample looks like."""
+        if self.train_inputs.ndim == 2:
+            return TextShape(self.train_inputs.shape[1])
+        return ImageShape(*self.train_inputs.shape[1:])
 
 
-@dataclass(frozen=True)
-class _FileSet:
-    """What is known of a data set that comes in files."""
+class DatasetInfo(NamedTuple):
+    """One line of the list of data sets; `where` says in which folder it is, or how to get it."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    how_to_get: str
-    find: Callable[[Path], list[Path]] = idx_files
-    read: Callable[[Sequence[Path], int], Arrays] = read_idx_set
-    system_folder: Path | None = None
-    in_cache: bool = True
-    num_classes: int = 10
-
-
-_UNUSABLE = (OSError, ValueError, EOFError)  # what numpy.load raises for files that are missing or damaged
-_FASHION_MNIST_STATS = ((0.2860,), (0.3530,))
-_FILE_SETS = {
-    "mnist": _FileSet((0.1307,), (0.3081,), "put MNIST's four IDX files, plain or .gz, into {cache}"),
-    "fashion_mnist": _FileSet(
-        *_FASHION_MNIST_STATS,
-        "`apt install dataset-fashion-mnist`, or put the four IDX files, plain or .gz, into {cache}",
-        system_folder=Path("/usr/share/datasets/fashion-mnist"),
-    ),
-    "fashion_mnist_mini": _FileSet(
-        *_FASHION_MNIST_STATS,
-        "it is a part of fedmpi, found when data.root is not set; if it is gone, install fedmpi again",
-        system_folder=Path(__file__).parent / "fashion_mnist_mini",
-        in_cache=False,
-    ),
-    "cifar10": _FileSet(
-        (0.4914, 0.4822, 0.4465),
-        (0.2023, 0.1994, 0.2010),
-        "put cifar-10-python.tar.gz (the python version) or its cifar-10-batches-py folder into {cache}",
-        find=cifar10_files,
-        read=read_cifar10,
-    ),
-}
+    name: str
+    description: str
+    where: str
 
 
 def load_dataset(cfg: DataConfig, seed: int) -> Dataset:
@@ -105,38 +96,97 @@ def load_dataset(cfg: DataConfig, seed: int) -> Dataset:
     Raises
     ------
     ConfigError
-        If the name is unknown.
+        If the name is unknown, or a setting does not go with it.
     DataError
         If the files are missing (the text lists each place and says how to get them) or damaged.
     """
+    check_data_config(cfg)
     if cfg.name == "synthetic":
         synthetic = cfg.synthetic or SyntheticConfig()
         half = (0.5,) * synthetic.channels
-        return Dataset(cfg.name, *_make_synthetic(synthetic, seed), synthetic.num_classes, mean=half, std=half)
-    if cfg.name not in _FILE_SETS:
-        known = ", ".join(sorted([*_FILE_SETS, "synthetic"]))
-        raise ConfigError(f"data.name must be one of {known}, got {cfg.name!r}")
-    file_set = _FILE_SETS[cfg.name]
+        arrays = make_synthetic(synthetic, seed)
+        return _dataset(cfg.name, arrays, synthetic.num_classes, half, half)
+    file_set = FILE_SETS[cfg.name]
     files = _find_files(cfg, file_set)
-    arrays = _shared_arrays(cfg.name, files, lambda: file_set.read(files, file_set.num_classes))
-    return Dataset(cfg.name, *arrays, file_set.num_classes, file_set.mean, file_set.std)
+    try:
+        if isinstance(file_set, TextSet):
+            text = cfg.text or TextConfig()
+            arrays = shared_arrays(cfg.name, files, text.model_dump_json(), lambda: file_set.read(files, text))
+            return _dataset(cfg.name, arrays, file_set.num_classes, (), ())
+        arrays = shared_arrays(cfg.name, files, "", lambda: _read_images(file_set, files))
+    except DataError as error:
+        raise DataError(f"{error}\nHow to get {cfg.name}: {_how_to_get(cfg.name)}") from error
+    return _dataset(cfg.name, arrays, file_set.num_classes, file_set.mean, file_set.std)
 
 
-def cache_dir() -> Path:
-    """Return ``$FEDMPI_CACHE``, else ``$XDG_CACHE_HOME/fedmpi``, else ``~/.cache/fedmpi``; it need not exist."""
-    if override := os.environ.get("FEDMPI_CACHE"):
-        return Path(override)
-    # os.path.expanduser, as Path.home() raises for a user without a home.
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "fedmpi"
+def check_data_config(cfg: DataConfig) -> None:
+    """Raise `ConfigError` if the name is unknown, or a setting does not go with it; reads no file."""
+    if cfg.name != "synthetic" and cfg.name not in FILE_SETS:
+        known = ", ".join(sorted([*FILE_SETS, "synthetic"]))
+        raise ConfigError(f"data.name must be one of {known}, got {cfg.name!r}")
+    texts = ", ".join(sorted(TEXT_DATASETS))
+    if cfg.text is not None and cfg.name not in TEXT_DATASETS:
+        raise ConfigError(f"data.text goes with data sets of text ({texts}) only, got data.name={cfg.name}; remove it")
+    if cfg.synthetic is not None and cfg.name != "synthetic":
+        raise ConfigError(f"data.synthetic goes with data.name=synthetic only, got data.name={cfg.name}; remove it")
+    if cfg.augment != "none" and cfg.name in TEXT_DATASETS:
+        raise ConfigError(f"data.augment must be none for a data set of text ({cfg.name}), got {cfg.augment!r}")
 
 
-def _find_files(cfg: DataConfig, file_set: _FileSet) -> list[Path]:
-    cache = cache_dir() / cfg.name
-    if cfg.root is not None:
-        places = [cfg.root]
-    else:
-        places = [cache] if file_set.in_cache else []
-        places += [file_set.system_folder] if file_set.system_folder else []
+def describe_datasets() -> list[DatasetInfo]:
+    """Return what there is to choose from, sorted by name, looking at names of files only."""
+    lines = [DatasetInfo("synthetic", "generated images of any size and number of classes", "made in memory")]
+    for name, file_set in FILE_SETS.items():
+        folder = next((place for place in _places(name, file_set) if _is_in(file_set, place)), None)
+        where = f"to get it: {_how_to_get(name)}" if folder is None else f"in {folder}"
+        lines.append(DatasetInfo(name, file_set.description, where))
+    return sorted(lines)
+
+
+def expected_files(name: str) -> tuple[str, ...]:
+    """Return the names (or patterns) of the files that a data set is handed out as, relative to `cache_folder`.
+
+    Empty for ``synthetic``; `ConfigError` if the name is unknown.
+    """
+    check_data_config(DataConfig(name=name))
+    return () if name == "synthetic" else FILE_SETS[name].file_names
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder of the user's cache in which a data set's files are looked for; it need not exist."""
+    return cache_dir() / name
+
+
+def _dataset(name: str, arrays: Arrays, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Dataset:
+    return Dataset(name, *arrays[:4], num_classes, mean, std, arrays.train_groups, arrays.group_names)
+
+
+def _read_images(file_set: ImageSet, files: Sequence[Path]) -> Arrays:
+    arrays = file_set.read(files, file_set.num_classes)
+    if (got := arrays.train_inputs.shape[1:]) != file_set.shape:
+        raise DataError(f"{files[0]}: expected images of shape {tuple(file_set.shape)}, got {got}")
+    return arrays
+
+
+def _how_to_get(name: str) -> str:
+    return FILE_SETS[name].how_to_get.format(cache=cache_folder(name))
+
+
+def _places(name: str, file_set: FileSet) -> list[Path]:
+    """Return the folders that are looked in when ``data.root`` is not set."""
+    places = [cache_folder(name)] if file_set.in_cache else []
+    return places + ([file_set.system_folder] if file_set.system_folder else [])
+
+
+def _is_in(file_set: FileSet, place: Path) -> bool:
+    try:
+        return bool(file_set.find(place))
+    except DataError:
+        return False
+
+
+def _find_files(cfg: DataConfig, file_set: FileSet) -> list[Path]:
+    places = [cfg.root] if cfg.root is not None else _places(cfg.name, file_set)
     failures = []
     for place in places:
         try:
@@ -144,91 +194,5 @@ def _find_files(cfg: DataConfig, file_set: _FileSet) -> list[Path]:
         except DataError as error:
             failures.append(str(error))
     looked = "".join(f"\n  {failure}" for failure in failures)
-    how = file_set.how_to_get.format(cache=cache)
+    how = _how_to_get(cfg.name)
     raise DataError(f"data set {cfg.name} not found; looked in:{looked}\nTo get it: {how}; or set data.root")
-
-
-def _shared_arrays(name: str, files: Sequence[Path], decode: Callable[[], Arrays]) -> Arrays:
-    """Return the arrays of `files`, memory-mapped from decoded copies that are written by whoever comes first."""
-    key = hashlib.blake2b(b"1", digest_size=8)  # 1: version of what is stored
-    for path in files:
-        status = path.stat()
-        key.update(f"\0{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}".encode())
-    arrays = None
-    for base in _array_folders():
-        folder = base / f"{name}-{key.hexdigest()}"
-        try:
-            return _open_arrays(folder)
-        except _UNUSABLE:
-            arrays = arrays or decode()
-        with suppress(OSError):  # Not writable, or full: sharing saves memory, but a run can do without.
-            return _publish(folder, arrays)
-    return arrays or decode()
-
-
-def _array_folders() -> Iterator[Path]:
-    yield cache_dir() / "arrays"
-    with suppress(OSError):
-        yield _private_tmp()
-
-
-def _private_tmp() -> Path:
-    """Return this user's own folder under the temporary folder; `OSError` if somebody else could write there."""
-    folder = Path(tempfile.gettempdir()) / f"fedmpi-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder} is not a folder of this user alone")
-    return folder
-
-
-def _open_arrays(folder: Path) -> Arrays:
-    # Copy-on-write rather than read-only: the pages are shared all the same, and torch.from_numpy does not warn.
-    return Arrays(*(np.asarray(np.load(folder / f"{field}.npy", mmap_mode="c")) for field in Arrays._fields))
-
-
-def _publish(folder: Path, arrays: Arrays) -> Arrays:
-    """Write `arrays` beside `folder`, rename them into place in one step, and open what lies there then.
-
-    A folder that another process has put there meanwhile is kept: replacing files that are mapped on another node
-    would kill that node's ranks on a network file system.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    temporary.mkdir()
-    try:
-        for field in Arrays._fields:
-            np.save(temporary / f"{field}.npy", getattr(arrays, field))
-        try:
-            os.replace(temporary, folder)
-        except OSError:
-            try:
-                return _open_arrays(folder)
-            except _UNUSABLE:  # It appears in one step: what is there and cannot be opened is damaged.
-                shutil.rmtree(folder)
-                os.replace(temporary, folder)
-        return _open_arrays(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _make_synthetic(cfg: SyntheticConfig, seed: int) -> Arrays:
-    """Make images that are a smooth pattern of their class plus noise; classes are balanced to within one image."""
-    rng = stream(seed, ANY, ANY, "synthetic data")
-    # A pattern is a sum of the lowest 4 x 4 cosines of the image.
-    coefficients = rng.standard_normal((cfg.num_classes, 4, 4, cfg.channels))
-    rows, columns = (
-        np.cos(np.pi * np.arange(4)[:, np.newaxis] * (np.arange(size) + 0.5) / size) for size in (cfg.height, cfg.width)
-    )
-    patterns = (127.5 + 16 * np.einsum("kuvc,uh,vw->khwc", coefficients, rows, columns)).astype(np.float32)
-
-    def make(num_images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        labels = rng.permutation(np.arange(num_images, dtype=np.int64) % cfg.num_classes)
-        images = np.empty((num_images, *patterns.shape[1:]), np.uint8)
-        for start in range(0, num_images, 1024):  # In parts, as the noise takes four times the images' memory.
-            part = patterns[labels[start : start + 1024]]
-            part += np.float32(cfg.noise) * rng.standard_normal(part.shape, dtype=np.float32)
-            images[start : start + 1024] = np.rint(part).clip(0, 255)
-        return images, labels
-
-    return Arrays(*make(cfg.num_train), *make(cfg.num_test))

@@ -7,9 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmpi.config import DirichletPartition, IidPartition, ShardsPartition
+from fedmpi.config import (
+    ClassRunsPartition,
+    DirichletPartition,
+    IidPartition,
+    NaturalPartition,
+    PartitionConfig,
+    QuantityPartition,
+)
+from fedmpi.data import splits
 from fedmpi.errors import ConfigError
 from fedmpi.rng import ANY, stream
+
+# Samples whose labels are looked up at once in `Partition.class_counts`: the look-up takes a few times 8 bytes a label.
+_LABELS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +33,13 @@ class Partition:
         (M,) int64, each client's sample indices, back to back in ascending client id. No index occurs twice.
     offsets : numpy.ndarray
         (N + 1,) int64, where each client's part begins, and the end of the last.
+    num_dropped : int
+        Clients that got no sample and were left out; those in `offsets` are numbered without them.
     """
 
     indices: NDArray[np.int64]
     offsets: NDArray[np.int64]
+    num_dropped: int = 0
 
     @property
     def num_clients(self) -> int:
@@ -44,12 +58,12 @@ class Partition:
         return self.indices[self.offsets[client_id] : self.offsets[client_id + 1]]
 
     def class_counts(self, labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-        """Return how many samples of each class each client holds.
+        """Return how many samples of each class each client holds; for text, how many characters of each kind.
 
         Parameters
         ----------
         labels : numpy.ndarray
-            Labels of all samples of the data set, from 0 to `num_classes` - 1.
+            (M,) int64, or (M, T) for text: labels of all samples of the data set, from 0 to `num_classes` - 1.
         num_classes : int
             Number of classes.
 
@@ -58,91 +72,88 @@ class Partition:
         numpy.ndarray
             (N, num_classes) int64.
         """
+        counts = np.zeros((self.num_clients, num_classes), np.int64)
         owners = np.repeat(np.arange(self.num_clients), self.sizes)
-        cells = owners * num_classes + labels[self.indices]
-        return np.bincount(cells, minlength=self.num_clients * num_classes).reshape(self.num_clients, num_classes)
+        step = max(1, _LABELS_AT_ONCE // max(1, labels[:1].size))
+        for start in range(0, len(owners), step):
+            rows = slice(start, start + step)
+            # Owners ascend, so a block belongs to the clients from its first sample's to its last one's.
+            first, last = owners[rows][[0, -1]]
+            row_labels = labels[self.indices[rows]]
+            lines = (owners[rows] - first).reshape(-1, *[1] * (labels.ndim - 1))
+            cells = np.bincount((lines * num_classes + row_labels).ravel(), minlength=(last - first + 1) * num_classes)
+            counts[first : last + 1] += cells.reshape(-1, num_classes)
+        return counts
 
 
 def make_partition(
-    cfg: IidPartition | DirichletPartition | ShardsPartition, labels: NDArray[np.int64], num_classes: int, seed: int
+    cfg: PartitionConfig,
+    labels: NDArray[np.int64],
+    num_classes: int,
+    seed: int,
+    groups: NDArray[np.int64] | None = None,
 ) -> Partition:
     """Share the samples out over the clients; a pure function of its arguments.
 
     Parameters
     ----------
-    cfg : IidPartition, DirichletPartition or ShardsPartition
+    cfg : one of the classes of `PartitionConfig`
         The section ``partition``.
     labels : numpy.ndarray
-        (M,) int64, from 0 to `num_classes` - 1.
+        (M,) int64, or (M, T) for text, from 0 to `num_classes` - 1.
     num_classes : int
         Number of classes.
     seed : int
         The run's seed.
+    groups : numpy.ndarray, optional
+        (M,) int64, writer or role of each sample.
 
     Raises
     ------
     ConfigError
-        If there are more clients than samples, too few samples for the shards, or a client would hold no sample.
+        If there are more clients than samples (for ``natural``: than writers or roles), too few samples for the shards,
+        a split by class of text, ``natural`` without `groups`, or a client would hold no sample and is not to be
+        dropped.
     """
-    if cfg.num_clients > len(labels):
-        raise ConfigError(
-            f"partition.num_clients must be at most the {len(labels)} training samples there are, got {cfg.num_clients}"
-        )
     rng = stream(seed, ANY, ANY, "partition")
+    num_samples = len(labels)
+    if isinstance(cfg, NaturalPartition):
+        return _assemble(*splits.natural(cfg, groups, rng))
+    if cfg.num_clients > num_samples:
+        raise ConfigError(
+            f"partition.num_clients must be at most the {num_samples} training samples there are, got {cfg.num_clients}"
+        )
     if isinstance(cfg, IidPartition):
-        partition = _iid(cfg, len(labels), rng)
-    elif isinstance(cfg, DirichletPartition):
-        partition = _dirichlet(cfg, labels, num_classes, rng)
-    else:
-        partition = _shards(cfg, labels, rng)
-    empty = np.flatnonzero(partition.sizes == 0)
-    if len(empty):
+        return _assemble(*splits.iid(cfg, num_samples, rng))
+    if isinstance(cfg, QuantityPartition):
+        return _assemble(*_handle_empty(cfg, splits.quantity(cfg, num_samples, rng)))
+    if labels.ndim > 1:
         raise ConfigError(
-            f"partition leaves {len(empty)} of {cfg.num_clients} clients without data, client {empty[0]} first; take a "
-            f"larger partition.beta or a smaller partition.num_clients"
+            f"partition.name must be natural, iid or quantity for a data set of text, whose samples have no class to "
+            f"split by, got {cfg.name!r}"
         )
-    return partition
+    if isinstance(cfg, DirichletPartition):
+        return _assemble(*_handle_empty(cfg, splits.dirichlet(cfg, labels, num_classes, rng)))
+    if isinstance(cfg, ClassRunsPartition):
+        return _assemble(*_handle_empty(cfg, splits.class_runs(cfg, labels, num_classes, rng)))
+    return _assemble(*splits.shards(cfg, labels, rng))
 
 
-def _iid(cfg: IidPartition, num_samples: int, rng: np.random.Generator) -> Partition:
-    clients = np.arange(cfg.num_clients + 1, dtype=np.int64)
-    each, extra = divmod(num_samples, cfg.num_clients)
-    return Partition(rng.permutation(num_samples).astype(np.int64), each * clients + np.minimum(clients, extra))
-
-
-def _dirichlet(
-    cfg: DirichletPartition, labels: NDArray[np.int64], num_classes: int, rng: np.random.Generator
-) -> Partition:
-    """For every class draw p ~ Dirichlet(beta * 1_N) over the clients and cut the class's samples in these shares."""
-    samples, owners = [], []
-    for class_idx in range(num_classes):
-        of_class = rng.permutation(np.flatnonzero(labels == class_idx))
-        shares = rng.dirichlet(np.full(cfg.num_clients, cfg.beta))
-        if not abs(shares.sum() - 1) < 1e-6:  # near 1e308 the draw overflows
-            raise ConfigError(f"partition.beta is too large for floating point, got {cfg.beta}; 1e6 is even already")
-        # From 0 to the whole class: rounding must neither skip the first share nor lose the last sample.
-        cuts = np.floor(np.cumsum(shares) * len(of_class)).astype(np.int64)
-        cuts = np.concatenate(([0], np.minimum(cuts[:-1], len(of_class)), [len(of_class)]))
-        samples.append(of_class)
-        owners.append(np.repeat(np.arange(cfg.num_clients), np.diff(cuts)))
-    owner = np.concatenate(owners)
-    assert len(owner) == len(labels), "every sample has one owner"
-    sizes = np.bincount(owner, minlength=cfg.num_clients)
-    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-    return Partition(np.concatenate(samples)[np.argsort(owner, kind="stable")].astype(np.int64), offsets)
-
-
-def _shards(cfg: ShardsPartition, labels: NDArray[np.int64], rng: np.random.Generator) -> Partition:
-    """Cut the label-sorted samples into equal shards and deal them out; what is left over stays unused."""
-    num_dealt = cfg.num_clients * cfg.shards_per_client
-    # With shards of this size more may fit than are dealt. All take part in the draw, else the last class would lose.
-    size = cfg.samples_per_shard or len(labels) // num_dealt
-    if size == 0 or num_dealt * size > len(labels):
+def _handle_empty(
+    cfg: DirichletPartition | QuantityPartition | ClassRunsPartition, split: splits.Split
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+    """Refuse clients without samples or leave them out, as ``empty_clients`` says; returns also how many they are."""
+    indices, sizes = split
+    empty = np.flatnonzero(sizes == 0)
+    if len(empty) and cfg.empty_clients == "error":
+        larger = "" if isinstance(cfg, ClassRunsPartition) else "take a larger partition.beta, "
         raise ConfigError(
-            f"partition needs {cfg.num_clients} clients x {cfg.shards_per_client} shards x {max(size, 1)} samples = "
-            f"{num_dealt * max(size, 1)} samples, got {len(labels)}"
+            f"partition leaves {len(empty)} of {cfg.num_clients} clients without data, client {empty[0]} first; "
+            f"{larger}take a smaller partition.num_clients, or set partition.empty_clients=drop to go on with the "
+            f"{cfg.num_clients - len(empty)} others"
         )
-    dealt = rng.permutation(len(labels) // size)[:num_dealt]
-    positions = dealt[:, np.newaxis] * size + np.arange(size)
-    indices = np.argsort(labels, kind="stable")[positions.reshape(-1)].astype(np.int64)
-    return Partition(indices, np.arange(cfg.num_clients + 1, dtype=np.int64) * (cfg.shards_per_client * size))
+    return indices, sizes[sizes > 0], len(empty)
+
+
+def _assemble(indices: NDArray[np.int64], sizes: NDArray[np.int64], num_dropped: int = 0) -> Partition:
+    return Partition(indices, np.concatenate(([0], np.cumsum(sizes))).astype(np.int64), num_dropped)

@@ -1,20 +1,78 @@
-"""Images on the device, and a client's share of them as batches gathered into kept buffers."""
+"""Samples on the device, and a client's share of them as batches gathered into kept buffers."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedmpi.data.datasets import Dataset
+from fedmpi.data.shapes import TextShape
+from fedmpi.errors import ConfigError
 
 _BLOCK_NUMEL = 1 << 18
 _PAD = 4
 
 
-class DeviceImages:
+class DeviceData(ABC):
+    """Samples and labels of one split on the device, with the buffers that batches are gathered into.
+
+    Parameters
+    ----------
+    inputs : numpy.ndarray, shape (N, ...), uint8
+        Memory-mapped; goes to the device once (on a CPU it stays where it is, shared between ranks).
+    labels : numpy.ndarray, shape (N, ...), int64
+    device : torch.device
+
+    Attributes
+    ----------
+    sample_numel : int
+        Numbers in one sample.
+    """
+
+    def __init__(self, inputs: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
+        self._inputs = torch.from_numpy(inputs).to(device)
+        self._labels = torch.from_numpy(labels).to(device)
+        self.device = device
+        self.sample_numel = int(np.prod(inputs.shape[1:]))
+        self._kept: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def draw(self, num_samples: int, rng: np.random.Generator) -> Tensor | None:
+        """Return what chance decides of that many samples, for `gather`; None if nothing is changed at random."""
+        return None
+
+    @abstractmethod
+    def gather(self, index_N: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the samples of `index_N` as a model takes them, and their labels.
+
+        Both are views of kept buffers: valid until the next call.
+        """
+
+    @abstractmethod
+    def slice(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Return samples `start` to `stop` in their order, as `gather` does."""
+
+    def _keep(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return a kept buffer of this shape: fresh tensors would page-fault on every batch."""
+        numel = int(np.prod(shape))
+        buffer = self._kept.get(name)
+        if buffer is None or buffer.numel() < numel:
+            buffer = self._kept[name] = torch.empty(numel, dtype=dtype, device=self.device)
+        return buffer[:numel].view(shape)
+
+    def _select(self, name: str, source: Tensor, index_N: Tensor) -> Tensor:
+        out = self._keep(name, (index_N.numel(), *source.shape[1:]), source.dtype)
+        return torch.index_select(source, 0, index_N, out=out)
+
+
+class DeviceImages(DeviceData):
     """Images and labels of one split on the device, with the buffers that batches are gathered into.
 
     Parameters
@@ -32,9 +90,7 @@ class DeviceImages:
     def __init__(
         self, images: np.ndarray, labels: np.ndarray, dataset: Dataset, device: torch.device, augment: bool = False
     ) -> None:
-        self.images_NHWC = torch.from_numpy(images).to(device)
-        self.labels_N = torch.from_numpy(labels).to(device)
-        self.device = device
+        super().__init__(images, labels, device)
         self.augment = augment
         # (pixel / 255 - mean) / std as one multiplication and one subtraction, with a factor for every number of an
         # image: broadcasting over the channels alone takes torch eight times as long.
@@ -42,15 +98,23 @@ class DeviceImages:
         std = torch.tensor(dataset.std, device=device)
         self._scale = (1.0 / (255.0 * std)).repeat(num_pixels)
         self._shift = (torch.tensor(dataset.mean, device=device) / std).repeat(num_pixels)
-        self._kept: dict[str, Tensor] = {}
 
-    def _keep(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return a kept buffer of this shape: fresh tensors would page-fault on every batch."""
-        numel = int(np.prod(shape))
-        buffer = self._kept.get(name)
-        if buffer is None or buffer.numel() < numel:
-            buffer = self._kept[name] = torch.empty(numel, dtype=dtype, device=self.device)
-        return buffer[:numel].view(shape)
+    @property
+    def images_NHWC(self) -> Tensor:
+        """All images, uint8."""
+        return self._inputs
+
+    @property
+    def labels_N(self) -> Tensor:
+        """All labels, int64."""
+        return self._labels
+
+    def draw(self, num_samples: int, rng: np.random.Generator) -> Tensor | None:
+        """Return (num_samples, 3): vertical and horizontal offset of the crop, and whether to flip."""
+        if not self.augment:
+            return None
+        draws = rng.integers(0, [2 * _PAD + 1, 2 * _PAD + 1, 2], (num_samples, 3))
+        return torch.from_numpy(draws).to(self.device)
 
     def _normalize(self, pixels_NHWC: Tensor) -> Tensor:
         out = self._keep("float", tuple(pixels_NHWC.shape), torch.float32)
@@ -72,35 +136,71 @@ class DeviceImages:
         torch.index_select(padded.view(-1, channels), 0, pixel_NHW.view(-1), out=out)
         return out.view(n, height, width, channels)
 
-    def gather(self, index_N: Tensor, draws_N3: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the images of `index_N` as (n, C, H, W) float32, channels last in memory, and their labels.
-
-        Both are views of kept buffers: valid until the next call.
-        """
-        shape = (index_N.numel(), *self.images_NHWC.shape[1:])
-        pixels = self._keep("pixels", shape, torch.uint8)
-        torch.index_select(self.images_NHWC, 0, index_N, out=pixels)
-        if draws_N3 is not None:
-            pixels = self._crop_flip(pixels, draws_N3)
-        labels = self._keep("labels", (index_N.numel(),), torch.int64)
-        torch.index_select(self.labels_N, 0, index_N, out=labels)
-        return self._normalize(pixels).permute(0, 3, 1, 2), labels
+    def gather(self, index_N: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the images of `index_N` as (n, C, H, W) float32, channels last in memory, and their labels (n,)."""
+        pixels = self._select("pixels", self._inputs, index_N)
+        if draws is not None:
+            pixels = self._crop_flip(pixels, draws)
+        return self._normalize(pixels).permute(0, 3, 1, 2), self._select("labels", self._labels, index_N)
 
     def slice(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return images `start` to `stop` in their order, as `gather` does."""
-        return self._normalize(self.images_NHWC[start:stop]).permute(0, 3, 1, 2), self.labels_N[start:stop]
+        return self._normalize(self._inputs[start:stop]).permute(0, 3, 1, 2), self._labels[start:stop]
 
 
-class Shard:
-    """One client's data for the length of its turn: indices into the shared images, no copy.
+class DeviceText(DeviceData):
+    """Sequences of characters, (N, T) uint8, and the next character at each place, (N, T) int64."""
+
+    def gather(self, index_N: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the sequences of `index_N` and their labels, both (n, T) int64."""
+        characters = self._select("characters", self._inputs, index_N)
+        return self._widen(characters), self._select("labels", self._labels, index_N)
+
+    def slice(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        return self._widen(self._inputs[start:stop]), self._labels[start:stop]
+
+    def _widen(self, characters_NT: Tensor) -> Tensor:
+        return self._keep("int64", tuple(characters_NT.shape), torch.int64).copy_(characters_NT)
+
+
+def device_data(
+    dataset: Dataset, split: Literal["train", "test"], device: torch.device, augment: bool = False
+) -> DeviceData:
+    """Put one split of a data set on the device.
 
     Parameters
     ----------
-    data : DeviceImages
+    dataset : Dataset
+    split : "train" or "test"
+    device : torch.device
+    augment : bool
+        Crop and flip images at random.
+
+    Raises
+    ------
+    ConfigError
+        If text is to be augmented.
+    """
+    if split == "train":
+        inputs, labels = dataset.train_inputs, dataset.train_labels
+    else:
+        inputs, labels = dataset.test_inputs, dataset.test_labels
+    if not isinstance(dataset.shape, TextShape):
+        return DeviceImages(inputs, labels, dataset, device, augment)
+    if augment:
+        raise ConfigError(f"data.augment must be none for a data set of text ({dataset.name})")
+    return DeviceText(inputs, labels, device)
+
+
+class Shard:
+    """One client's data for the length of its turn: indices into the shared samples, no copy.
+
+    Parameters
+    ----------
+    data : DeviceData
     index_N : numpy.ndarray, shape (num_samples,), int64
     """
 
-    def __init__(self, data: DeviceImages, index_N: np.ndarray) -> None:
+    def __init__(self, data: DeviceData, index_N: np.ndarray) -> None:
         self.data = data
         self._index_N = index_N
         self.num_samples = int(index_N.size)
@@ -116,22 +216,17 @@ class Shard:
 
         Yields
         ------
-        x_BCHW : Tensor, float32
-        y_B : Tensor, int64
-            Both valid until the next batch.
+        x : Tensor
+            Images (B, C, H, W) float32, or characters (B, T) int64.
+        y : Tensor, int64
+            (B,) or (B, T). Both are valid until the next batch.
         """
-        # Several batches are gathered and normalized at once: on small images a batch's own work is mostly overhead.
-        per_image = int(np.prod(self.data.images_NHWC.shape[1:]))
-        block = batch_size * max(1, _BLOCK_NUMEL // (per_image * batch_size))
+        # Several batches are gathered and prepared at once: on small samples a batch's own work is mostly overhead.
+        block = batch_size * max(1, _BLOCK_NUMEL // (self.data.sample_numel * batch_size))
         for _ in range(num_epochs):
             order = torch.from_numpy(self._index_N[rng.permutation(self.num_samples)]).to(self.data.device)
-            draws = self._draw(rng) if self.data.augment else None
+            draws = self.data.draw(self.num_samples, rng)
             for start in range(0, self.num_samples, block):
                 rows = slice(start, start + block)
                 x, y = self.data.gather(order[rows], draws[rows] if draws is not None else None)
                 yield from zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
-
-    def _draw(self, rng: np.random.Generator) -> Tensor:
-        """Return (num_samples, 3): vertical and horizontal offset of the crop, and whether to flip."""
-        draws = rng.integers(0, [2 * _PAD + 1, 2 * _PAD + 1, 2], (self.num_samples, 3))
-        return torch.from_numpy(draws).to(self.data.device)

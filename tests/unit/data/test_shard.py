@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmpi.data.datasets import Dataset
-from fedmpi.data.shard import DeviceImages, Shard
+from fedmpi.data.shard import DeviceImages, DeviceText, Shard, device_data
+from fedmpi.errors import ConfigError
 from fedmpi.rng import stream
 
 CPU = torch.device("cpu")
@@ -186,3 +187,64 @@ def test_kept_buffers_are_not_reallocated(augment: bool) -> None:
     first = addresses(100)
     assert len(first) == 1
     assert addresses(30) == addresses(100) == first
+
+
+def text_dataset(num: int = 30, length: int = 7) -> Dataset:
+    """Return random text whose labels are told apart from the inputs, and another test set."""
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(0, 86, (num, length), np.uint8)
+    labels = rng.integers(0, 86, (num, length))
+    return Dataset("play", inputs, labels, inputs[:5] // 2, labels[:5] // 2, 86, (), ())
+
+
+def test_text_is_gathered_as_it_is() -> None:
+    dataset = text_dataset()
+    data = device_data(dataset, "train", CPU)
+    assert isinstance(data, DeviceText)
+    assert (len(data), data.sample_numel) == (30, 7)
+    x, y = data.gather(torch.tensor([4, 0, 4]))
+    assert x.dtype == y.dtype == torch.int64
+    assert np.array_equal(x.numpy(), dataset.train_inputs[[4, 0, 4]])
+    assert np.array_equal(y.numpy(), dataset.train_labels[[4, 0, 4]])
+    x, y = data.slice(3, 9)
+    assert x.dtype == torch.int64
+    assert np.array_equal(x.numpy(), dataset.train_inputs[3:9])
+    assert np.array_equal(y.numpy(), dataset.train_labels[3:9])
+
+
+@pytest.mark.parametrize("length", [7, 90_000])
+def test_batches_of_text(length: int) -> None:
+    """Also of sequences so long that a block holds few of them."""
+    dataset = text_dataset(length=length)
+    shard = Shard(device_data(dataset, "train", CPU), np.arange(20, 30))
+    order = 20 + stream(0, 0, 0, "batches").permutation(10)
+    for start, (x, y) in enumerate(shard.batches(4, 1, stream(0, 0, 0, "batches"))):
+        rows = order[4 * start : 4 * start + 4]
+        assert np.array_equal(x.numpy(), dataset.train_inputs[rows])
+        assert np.array_equal(y.numpy(), dataset.train_labels[rows])
+    assert start == 2
+
+
+def test_kept_buffers_of_text_are_not_reallocated() -> None:
+    data = device_data(text_dataset(), "train", CPU)
+    batches = Shard(data, np.arange(30)).batches(8, 3, stream(0, 0, 0, "b"))
+    assert len({(x.untyped_storage().data_ptr(), y.untyped_storage().data_ptr()) for x, y in batches}) == 1
+
+
+def test_device_data_takes_the_split_and_the_kind_of_the_data_set() -> None:
+    text = text_dataset()
+    assert np.array_equal(device_data(text, "test", CPU).slice(0, 5)[1].numpy(), text.test_labels)
+    images = np.random.default_rng(0).integers(0, 256, (6, 5, 5, 1), np.uint8)
+    dataset = Dataset("x", images, np.arange(6), images[:2], np.arange(2), 6, MEAN[:1], STD[:1])
+    train, test = device_data(dataset, "train", CPU, augment=True), device_data(dataset, "test", CPU)
+    assert isinstance(train, DeviceImages) and isinstance(test, DeviceImages)
+    assert (len(train), len(test), train.sample_numel) == (6, 2, 25)
+    draws = train.draw(4, np.random.default_rng(0))
+    assert draws is not None and draws.shape == (4, 3)
+    assert test.draw(4, np.random.default_rng(0)) is None
+    np.testing.assert_allclose(test.slice(0, 2)[0].numpy(), normalized(images[:2]), rtol=1e-5, atol=2e-6)
+
+
+def test_text_is_not_augmented() -> None:
+    with pytest.raises(ConfigError, match=r"data\.augment must be none .*play"):
+        device_data(text_dataset(), "train", CPU, augment=True)
