@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fedmpi.errors import ConfigError
 from fedmpi.wire.message import Schema
@@ -62,7 +63,7 @@ class Layout:
     num_params : int
         Trainable numbers, P.
     num_state : int
-        Parameters and floating buffers, S.
+        Parameters and floating buffers, S; a frozen parameter is a buffer here.
     num_int_buffers : int
         I.
     """
@@ -86,12 +87,19 @@ class Layout:
 def layout_of(module: nn.Module) -> Layout:
     """Return the layout of a module.
 
+    Parameters that are frozen (``requires_grad`` is False) count as floating buffers: they are sent and averaged, and
+    no optimizer, penalty or mask touches them. A tensor that the module has under several names (tied weights) is one
+    entry, under the first.
+
     Raises
     ------
     ConfigError
-        For parameters that are not float32, or buffers that are neither float32 nor int64.
+        For parameters that are not float32, lazy ones, two that share memory, and none to train; and for buffers that
+        are neither float32 nor int64.
     """
     entries: list[Entry] = []
+    starts: dict[int, str] = {}
+    frozen: list[tuple[str, Tensor]] = []
 
     def add(name: str, role: str, tensor: Tensor, offset: int) -> int:
         shape = tuple(tensor.shape)
@@ -101,14 +109,29 @@ def layout_of(module: nn.Module) -> Layout:
 
     num_params = num_ints = 0
     for name, param in module.named_parameters():
+        if is_lazy(param) or param.is_meta:
+            raise ConfigError(f"parameter {name} is lazy or meta: a model must have its numbers once it is built")
         if param.dtype != torch.float32:
             raise ConfigError(f"parameter {name} must be float32, got {param.dtype}")
-        num_params = add(name, "param", param, num_params)
+        if param.numel():
+            other = starts.setdefault(param.data_ptr(), name)
+            if other != name:
+                raise ConfigError(f"parameters {other} and {name} share memory: make them one nn.Parameter")
+        if param.requires_grad:
+            num_params = add(name, "param", param, num_params)
+        else:
+            frozen.append((name, param))
+    if not num_params:
+        raise ConfigError("the model has no parameter that is trained")
     num_state = num_params
+    for name, constant in frozen:
+        num_state = add(name, "buffer", constant, num_state)
     persistent = module.state_dict().keys()
     for name, buffer in module.named_buffers():
         if name not in persistent:
             continue
+        if is_lazy(buffer) or buffer.is_meta:
+            raise ConfigError(f"buffer {name} is lazy or meta: a model must have its numbers once it is built")
         if buffer.dtype not in (torch.float32, torch.int64):
             raise ConfigError(f"buffer {name} must be float32 or int64, got {buffer.dtype}")
         if buffer.is_floating_point():
@@ -151,23 +174,34 @@ class FlatModel:
         self.leaf_P = self.params_P.detach().requires_grad_()
         self.leaf_P.grad = self.grads_P
         params = dict(module.named_parameters())
+        buffers = list(module.named_buffers(remove_duplicate=False))
         for entry in self.layout.entries:
-            if entry.role == "param":
-                view = entry.view(self.state_S)
+            view = entry.view(self.ints_I if entry.role == "int_buffer" else self.state_S)
+            if entry.name in params:
                 param = params[entry.name]
                 view.copy_(param.data)
                 param.data = view
-                param.grad = entry.view(self.grads_P)
-            else:
-                owner, _, leaf = entry.name.rpartition(".")
-                parent = module.get_submodule(owner)
-                view = entry.view(self.ints_I if entry.role == "int_buffer" else self.state_S)
-                view.copy_(getattr(parent, leaf))
-                setattr(parent, leaf, view)
+                if entry.role == "param":
+                    param.grad = entry.view(self.grads_P)
+                continue
+            buffer = module.get_buffer(entry.name)
+            view.copy_(buffer)
+            for name, other in buffers:
+                if other is buffer:  # one buffer may have several names
+                    owner, _, leaf = name.rpartition(".")
+                    setattr(module.get_submodule(owner), leaf, view)
 
     @cached_property
     def momentum_P(self) -> Tensor:
-        """Momentum, shape (num_params,), float32: kept from client to client for its memory, not for its content."""
+        """Momentum, or Adam's running mean of gradients, shape (num_params,), float32.
+
+        Kept from client to client for its memory, not for its content.
+        """
+        return torch.zeros_like(self.params_P)
+
+    @cached_property
+    def second_moment_P(self) -> Tensor:
+        """Adam's running mean of squared gradients, shape (num_params,), float32: kept as `momentum_P` is."""
         return torch.zeros_like(self.params_P)
 
     def load(self, state_S: Tensor, ints_I: Tensor | None = None) -> None:

@@ -1,66 +1,144 @@
-"""From a configuration's ``model`` section to a module."""
+"""From a configuration's ``model`` section to a module: a registered model, or the user's own by import path."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import torch
+from pydantic import Field
 from torch import nn
 
-from fedmpi.config import NamedSection, validate
+from fedmpi.config import NamedSection
+from fedmpi.configfile import validate
+from fedmpi.data.shapes import ImageShape, InputShape, TextShape
 from fedmpi.errors import ConfigError
-
-
-class ImageShape(NamedTuple):
-    """What goes in: height and width in pixels, channels."""
-
-    height: int
-    width: int
-    channels: int
+from fedmpi.models import custom
+from fedmpi.plugin import is_plugin
 
 
 class ModelConfig(NamedSection):
-    """Settings of a model that has none."""
+    """Settings that every model has."""
 
     model_config = {"extra": "forbid"}
 
+    weights: Path | None = Field(
+        None,
+        description="file of initial weights: torch.save of a state_dict, or .safetensors; names and shapes must be "
+        "the model's, and fp16, bf16 and fp64 become float32",
+    )
+
 
 Builder = Callable[..., nn.Module]
-_MODELS: dict[str, tuple[type[ModelConfig], Builder]] = {}
-_HOMES = ("fedmpi.models.vision",)
+Takes: TypeAlias = type[ImageShape] | type[TextShape]
+_WORDS: dict[type, str] = {ImageShape: "images", TextShape: "text"}
+_HOMES = ("fedmpi.models.vision", "fedmpi.models.resnet", "fedmpi.models.text")
 
 
-def register(name: str, config_class: type[ModelConfig] = ModelConfig) -> Callable[[Builder], Builder]:
+@dataclass(frozen=True)
+class Registered:
+    """A model that the package has.
+
+    Parameters
+    ----------
+    config : type of ModelConfig
+    builder : callable
+        ``f(config, shape, num_classes) -> Module``; the first line of its docstring is the model's description.
+    takes : type
+        The shapes it is built for.
+    """
+
+    config: type[ModelConfig]
+    builder: Builder
+    takes: Takes
+
+
+class ModelDescription(NamedTuple):
+    """What a list of models says of one; `takes` is "images" or "text"."""
+
+    name: str
+    summary: str
+    config: type[ModelConfig]
+    takes: str
+
+
+_MODELS: dict[str, Registered] = {}
+
+
+def register(
+    name: str, config_class: type[ModelConfig] = ModelConfig, takes: Takes = ImageShape
+) -> Callable[[Builder], Builder]:
     """Register a builder ``f(config, shape, num_classes) -> Module`` under a name."""
 
     def decorate(builder: Builder) -> Builder:
-        _MODELS[name] = (config_class, builder)
+        _MODELS[name] = Registered(config_class, builder, takes)
         return builder
 
     return decorate
 
 
+def _models() -> dict[str, Registered]:
+    for home in _HOMES:
+        importlib.import_module(home)
+    return _MODELS
+
+
+def describe_models() -> list[ModelDescription]:
+    """Return every registered model, by name."""
+    return [
+        ModelDescription(name, (inspect.getdoc(m.builder) or "").partition("\n")[0], m.config, _WORDS[m.takes])
+        for name, m in sorted(_models().items())
+    ]
+
+
 def resolve(section: NamedSection) -> ModelConfig:
     """Validate the ``model`` section by the settings of the model that it names.
+
+    Those of a model of the user's own are the parameters of its signature; see `fedmpi.models.custom`.
 
     Raises
     ------
     ConfigError
-        For an unknown name or setting.
+        For an unknown name or setting, or a name of the user's that is no model.
     """
-    for home in _HOMES:
-        importlib.import_module(home)
-    if section.name not in _MODELS:
-        raise ConfigError(f"model.name must be one of {', '.join(sorted(_MODELS))}, got {section.name!r}")
-    config: ModelConfig = validate(_MODELS[section.name][0], section.model_dump(), "model")
+    values = section.model_dump()
+    if is_plugin(section.name):
+        config_class = custom.settings_class(section.name, ModelConfig, values)
+    elif section.name in _models():
+        config_class = _MODELS[section.name].config
+    else:
+        raise ConfigError(
+            f"model.name must be one of {', '.join(sorted(_MODELS))}, or path/to/file.py:NAME or package.module:NAME, "
+            f"got {section.name!r}"
+        )
+    config: ModelConfig = validate(config_class, values, "model")
     return config
 
 
-def build_model(config: ModelConfig, shape: ImageShape, num_classes: int, init_seed: int) -> nn.Module:
-    """Build a module whose initial weights depend on `init_seed` alone; torch's global state is left as it was."""
-    builder = _MODELS[config.name][1]
+def build_model(config: ModelConfig, shape: InputShape, num_classes: int, init_seed: int) -> nn.Module:
+    """Build a module whose initial weights depend on `init_seed` alone; torch's global state is left as it was.
+
+    Raises
+    ------
+    ConfigError
+        If the model takes another sort of data, or cannot be built with these settings for this shape.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(init_seed)
-        return builder(config, shape, num_classes)
+        if is_plugin(config.name):
+            settings = {key: getattr(config, key) for key in type(config).model_fields}
+            settings = {key: value for key, value in settings.items() if key not in ModelConfig.model_fields}
+            return custom.build(config.name, settings, shape, num_classes)
+        model = _MODELS[config.name]
+        if not isinstance(shape, model.takes):
+            got = _WORDS[type(shape)]
+            fitting = ", ".join(description.name for description in describe_models() if description.takes == got)
+            raise ConfigError(
+                f"model.name={config.name} takes {_WORDS[model.takes]}, but the data are {got}: models for {got} are "
+                f"{fitting}, or one of your own (path/to/file.py:NAME)"
+            )
+        return model.builder(config, shape, num_classes)

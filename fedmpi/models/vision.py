@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedmpi.data.shapes import ImageShape
 from fedmpi.errors import ConfigError
-from fedmpi.models.registry import ImageShape, ModelConfig, register
+from fedmpi.models.registry import ModelConfig, register
 
 
 @register("logreg")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from fedmpi.data.shard import DeviceImages
+from fedmpi.data.shard import DeviceData
 from fedmpi.flat import FlatModel
 
 
-def evaluate_batch(model: FlatModel, data: DeviceImages, start: int, stop: int) -> tuple[int, float]:
+def evaluate_batch(model: FlatModel, data: DeviceData, start: int, stop: int) -> tuple[int, float]:
     """Test a model on images `start` to `stop`.
 
     Returns

@@ -1,4 +1,4 @@
-"""The one SGD loop, written on the flat vectors, with hooks where algorithms differ."""
+"""The one training loop, written on the flat vectors, with hooks where algorithms differ."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fedmpi.config import TrainConfig
 from fedmpi.data.shard import Shard
 from fedmpi.flat import FlatModel
+from fedmpi.train.optimizer import make_step
 
 PROGRESS_S = 1e-3
 """Least time between two calls of ``progress``."""
@@ -27,7 +28,7 @@ class LocalStats:
     ----------
     num_steps : int
     num_samples : int
-        Samples seen, counted once an epoch.
+        Labels seen, counted once an epoch: one an image, one a character of a text.
     loss : float
         Mean of the data loss over them; without `extra_loss`.
     """
@@ -48,7 +49,7 @@ def train_local(
     after_step: Callable[[FlatModel], None] | None = None,
     progress: Callable[[], None] | None = None,
 ) -> LocalStats:
-    """Train a model on one client's data with SGD; momentum starts at zero.
+    """Train a model on one client's data with ``train.optimizer``, whose state starts at zero.
 
     Parameters
     ----------
@@ -69,10 +70,10 @@ def train_local(
     -------
     LocalStats
     """
-    module, params_P, grads_P = model.module, model.params_P, model.grads_P
+    module, grads_P = model.module, model.grads_P
     module.train()
     seed_torch(model.device, int(rng.integers(2**63)))  # dropout and the like
-    momentum_P = model.momentum_P.zero_() if cfg.momentum else None
+    step = make_step(model, cfg)
     loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
     num_steps = num_samples = 0
     due = perf_counter() + PROGRESS_S
@@ -84,7 +85,7 @@ def train_local(
             extra_loss(model.leaf_P).backward()  # type: ignore[no-untyped-call]
         if after_backward is not None:
             after_backward(model)
-        sgd_step(params_P, grads_P, momentum_P, cfg)
+        step()
         if after_step is not None:
             after_step(model)
         loss_sum.add_(loss.detach(), alpha=y.numel())
@@ -101,18 +102,3 @@ def seed_torch(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-def sgd_step(params_P: Tensor, grads_P: Tensor, momentum_P: Tensor | None, cfg: TrainConfig) -> None:
-    """Take one step in place: clip, weight decay, momentum, update, in the order and with the formulas of torch's SGD.
-
-    `grads_P` is used up.
-    """
-    if cfg.clip_norm is not None:
-        norm = torch.linalg.vector_norm(grads_P)
-        grads_P.mul_(torch.clamp(cfg.clip_norm / (norm + 1e-6), max=1.0))
-    if cfg.weight_decay:
-        grads_P.add_(params_P, alpha=cfg.weight_decay)
-    if momentum_P is not None:
-        grads_P = momentum_P.mul_(cfg.momentum).add_(grads_P)
-    params_P.add_(grads_P, alpha=-cfg.lr)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedmpi.config import TrainConfig
 from fedmpi.errors import ConfigError
 from fedmpi.flat import FlatModel, layout_of
-from fedmpi.train.local import sgd_step
 
 
 def conv_net(seed: int = 0) -> nn.Module:
@@ -192,33 +191,87 @@ def test_a_model_without_integers_loads_without_them() -> None:
     assert flat.module.bias.tolist() == [4.0, 5.0]
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-@pytest.mark.parametrize("clip_norm", [None, 0.5, 1e6])
-def test_steps_equal_those_of_torch(momentum: float, weight_decay: float, clip_norm: float | None) -> None:
-    module = conv_net()
-    flat = FlatModel(copy.deepcopy(module))
-    cfg = TrainConfig(lr=0.1, momentum=momentum, weight_decay=weight_decay, clip_norm=clip_norm)
-    sgd = torch.optim.SGD(module.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay)
-    rng = torch.Generator().manual_seed(3)
-    start_P = flat.params_P.clone()
-    for _ in range(3):
-        for entry in flat.layout.entries:
-            if entry.role == "param":
-                grad = torch.randn(entry.shape, generator=rng) / 8
-                module.get_parameter(entry.name).grad = grad.clone()
-                entry.view(flat.grads_P).copy_(grad)
-        if clip_norm is not None:
-            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), clip_norm)
-            assert (float(norm) > clip_norm) == (clip_norm == 0.5)
-        sgd.step()
-        sgd_step(flat.params_P, flat.grads_P, flat.momentum_P if momentum else None, cfg)
-    for name, param in module.named_parameters():
-        torch.testing.assert_close(flat.module.get_parameter(name), param, rtol=2e-7, atol=1e-7)
-    assert float((flat.params_P - start_P).abs().max()) > 1e-3
-
-
 def test_momentum_is_one_vector_that_starts_at_zero() -> None:
     flat = FlatModel(conv_net())
     assert torch.equal(flat.momentum_P, torch.zeros(520))
     assert flat.momentum_P is flat.momentum_P
+    assert torch.equal(flat.second_moment_P, torch.zeros(520))
+    assert flat.second_moment_P.data_ptr() not in (flat.momentum_P.data_ptr(), flat.params_P.data_ptr())
+
+
+class Tied(nn.Module):
+    """One weight under two names, and one buffer in two submodules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+        scale = torch.tensor([1.0, 2.0, 3.0])
+        for layer in (self.first, self.second):
+            layer.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x) * self.first.scale) * self.second.scale
+
+
+def test_tied_tensors_stay_tied() -> None:
+    module = Tied()
+    flat = FlatModel(copy.deepcopy(module))
+    assert (flat.layout.num_params, flat.layout.num_state) == (9 + 3 + 3, 15 + 3)
+    x = torch.randn(5, 3)
+    for _ in range(2):
+        for net in (module, flat.module):
+            net.zero_grad(set_to_none=False)
+            net(x).square().sum().backward()
+            for param in net.parameters():
+                param.data.add_(param.grad, alpha=-1e-3)
+        torch.testing.assert_close(flat.module(x), module(x))
+    assert flat.module.second.weight is flat.module.first.weight
+    flat.state_S[15:].fill_(7.0)
+    assert flat.module.first.scale.tolist() == flat.module.second.scale.tolist() == [7.0] * 3
+
+
+def test_frozen_parameters_are_state_and_not_trained() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3), nn.BatchNorm1d(3))
+    module[0].requires_grad_(False)
+    want = module[0].weight.clone()
+    flat = FlatModel(module)
+    names = [(entry.name, entry.role) for entry in flat.layout.entries]
+    assert names == [
+        ("2.weight", "param"), ("2.bias", "param"), ("3.weight", "param"), ("3.bias", "param"),
+        ("0.weight", "buffer"), ("0.bias", "buffer"), ("3.running_mean", "buffer"), ("3.running_var", "buffer"),
+        ("3.num_batches_tracked", "int_buffer"),
+    ]  # fmt: skip
+    assert (flat.layout.num_params, flat.layout.num_state) == (24 + 3 + 6, 33 + 20 + 6)
+    assert torch.equal(module[0].weight, want)
+    F.cross_entropy(module(torch.randn(4, 1, 4, 4)), torch.tensor([0, 1, 2, 0])).backward()
+    assert float(flat.grads_P.abs().max()) > 0
+    assert module[0].weight.grad is None
+    flat.params_P.zero_()
+    assert torch.equal(module[0].weight, want)
+    flat.state_S.zero_()
+    assert not module[0].weight.any()
+
+
+class SharedMemory(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(4))
+        self.b = nn.Parameter(self.a.data.view(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.Flatten, "no parameter that is trained"),
+        (lambda: nn.Linear(2, 2).requires_grad_(False), "no parameter that is trained"),
+        (lambda: nn.LazyLinear(2), "parameter weight is lazy or meta"),
+        (lambda: nn.Linear(2, 2, device="meta"), "parameter weight is lazy or meta"),
+        (lambda: nn.Sequential(nn.Linear(2, 2), nn.LazyBatchNorm1d(affine=False)), "buffer 1.running_mean is lazy"),
+        (SharedMemory, "parameters a and b share memory"),
+    ],
+)
+def test_modules_that_are_refused(module: Callable[[], nn.Module], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        FlatModel(module())

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmpi.config import NamedSection
+from fedmpi.data.shapes import ImageShape
 from fedmpi.errors import ConfigError
-from fedmpi.models.registry import ImageShape, build_model, resolve
+from fedmpi.models.registry import build_model, resolve
 
 MNIST, CIFAR = ImageShape(28, 28, 1), ImageShape(32, 32, 3)
 
@@ -100,7 +101,9 @@ def test_the_smallest_images_that_fit() -> None:
 
 
 def test_an_unknown_model() -> None:
-    with pytest.raises(ConfigError, match=r"model\.name must be one of cifar10net, cnn, .*mnistnet.*, got 'resnet'"):
+    with pytest.raises(
+        ConfigError, match=r"model\.name must be one of char_gru, cifar10net, cnn, .*mnistnet.*, got 'resnet'"
+    ):
         resolve(NamedSection(name="resnet"))
 
 
@@ -108,9 +111,9 @@ def test_an_unknown_model() -> None:
     ("settings", "words"),
     [
         ({"name": "cnn", "width": 3}, r"model\.width: unknown key \(value 3\)"),
-        ({"name": "mlp", "hidden": []}, r"model\.hidden: .*at least 1"),
-        ({"name": "mlp", "hidden": "many"}, r"model\.hidden: .*'many'"),
-        ({"name": "mlp", "hidden": ["a"]}, r"model\.hidden\.0: .*'a'"),
+        ({"name": "mlp", "hidden": []}, r"model\.hidden must .*at least 1 .*got \[\]"),
+        ({"name": "mlp", "hidden": "many"}, r"model\.hidden must be a list, got 'many'"),
+        ({"name": "mlp", "hidden": ["a"]}, r"model\.hidden\.0 must be a whole number, got 'a'"),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], words: str) -> None:

@@ -1,10 +1,11 @@
-"""The one SGD loop against a plain torch loop over the same batches, and its hooks."""
+"""The one training loop against a plain torch loop over the same batches, and its hooks."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedmpi.config import TrainConfig
+from fedmpi.config import NamedSection, TrainConfig
 from fedmpi.data.datasets import Dataset
+from fedmpi.data.shapes import TextShape
 from fedmpi.data.shard import DeviceImages, Shard
 from fedmpi.flat import FlatModel
+from fedmpi.models.registry import build_model, resolve
 from fedmpi.rng import stream
+from fedmpi.train.evaluate import evaluate_batch
 from fedmpi.train.local import PROGRESS_S, train_local
 
 
@@ -55,6 +59,7 @@ def rng(client_id: int = 0) -> np.random.Generator:
         TrainConfig(lr=0.1, momentum=0.0, batch_size=16, local_epochs=1),
         TrainConfig(lr=0.05, momentum=0.9, batch_size=16, local_epochs=2),
         TrainConfig(lr=0.05, momentum=0.9, weight_decay=0.01, clip_norm=0.5, batch_size=40, local_epochs=2),
+        TrainConfig(optimizer="adam", lr=0.01, weight_decay=0.01, clip_norm=0.5, batch_size=16, local_epochs=2),
     ],
 )
 def test_equals_a_plain_loop(cfg: TrainConfig) -> None:
@@ -63,16 +68,21 @@ def test_equals_a_plain_loop(cfg: TrainConfig) -> None:
     shard = Recorder(device_images(), np.arange(70))
     stats = train_local(flat, shard, cfg, rng=rng())
 
-    sgd = torch.optim.SGD(plain.parameters(), lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(
+        plain.parameters(), lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay
+    )
+    if cfg.optimizer == "adam":
+        betas = cfg.momentum, cfg.adam_beta2
+        optimizer = torch.optim.Adam(plain.parameters(), cfg.lr, betas, cfg.adam_eps, cfg.weight_decay)
     loss_sum = 0.0
     plain.train()
     for x, y in shard.seen:
-        sgd.zero_grad()
+        optimizer.zero_grad()
         loss = F.cross_entropy(plain(x), y)
         loss.backward()
         if cfg.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(plain.parameters(), cfg.clip_norm)
-        sgd.step()
+        optimizer.step()
         loss_sum += float(loss.detach()) * len(y)
 
     for name, tensor in plain.state_dict().items():
@@ -148,9 +158,10 @@ def test_the_extra_loss_adds_its_gradient_and_not_its_value() -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_no_state_leaks_from_one_client_to_the_next() -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_no_state_leaks_from_one_client_to_the_next(optimizer: Literal["sgd", "adam"]) -> None:
     data = device_images()
-    cfg = TrainConfig(lr=0.1, momentum=0.9, weight_decay=0.01, clip_norm=1.0, batch_size=16, local_epochs=2)
+    cfg = TrainConfig(optimizer=optimizer, lr=0.1, weight_decay=0.01, clip_norm=1.0, batch_size=16, local_epochs=2)
     initial = FlatModel(net(0.5))
 
     def play(flat: FlatModel, client_id: int) -> bytes:
@@ -199,3 +210,55 @@ def test_progress_is_called_after_every_step_that_takes_longer() -> None:
     train_local(FlatModel(net()), Shard(device_images(), np.arange(50)), cfg, rng=rng(),
                 progress=lambda: calls.append(1), after_step=lambda model: time.sleep(0.0015))  # fmt: skip
     assert len(calls) == 5
+
+
+class TextShard:
+    """Lines of random characters, each to be followed by the next; batches of a fixed order."""
+
+    def __init__(self, num: int = 20, length: int = 6, alphabet: int = 5) -> None:
+        text = torch.randint(0, alphabet, (num, length + 1), generator=torch.Generator().manual_seed(0))
+        self.x_NT, self.y_NT = text[:, :-1], text[:, 1:]
+
+    def batches(self, batch_size: int, num_epochs: int, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(num_epochs):
+            yield from zip(self.x_NT.split(batch_size), self.y_NT.split(batch_size), strict=True)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_text(optimizer: Literal["sgd", "adam"]) -> None:
+    config = resolve(NamedSection(name="char_gru", embedding=4, hidden=16))
+    plain = build_model(config, TextShape(6), 5, 0)
+    flat, shard = FlatModel(copy.deepcopy(plain)), TextShard()
+    cfg = TrainConfig(optimizer=optimizer, lr=0.02, momentum=0.9, batch_size=8, local_epochs=3)
+    stats = train_local(flat, shard, cfg, rng=rng())
+    assert (stats.num_steps, stats.num_samples) == (9, 3 * 20 * 6)  # labels, not lines
+
+    kinds = {"sgd": lambda p: torch.optim.SGD(p, 0.02, 0.9), "adam": lambda p: torch.optim.Adam(p, 0.02)}
+    ours = kinds[optimizer](plain.parameters())
+    loss_sum = 0.0
+    for x_BT, y_BT in shard.batches(8, 3, rng()):
+        ours.zero_grad()
+        log_BTK = plain(x_BT).transpose(1, 2).log_softmax(2)
+        loss = -log_BTK.gather(2, y_BT[:, :, None]).mean()
+        loss.backward()
+        ours.step()
+        loss_sum += float(loss.detach()) * y_BT.numel()
+    assert stats.loss == pytest.approx(loss_sum / stats.num_samples, rel=1e-4)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(flat.module.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_evaluation_of_text_counts_characters() -> None:
+    flat = FlatModel(build_model(resolve(NamedSection(name="char_gru", embedding=4, hidden=8)), TextShape(6), 5, 0))
+    shard = TextShard()
+
+    class Lines:
+        def slice(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+            return shard.x_NT[start:stop], shard.y_NT[start:stop]
+
+    num_correct, loss_sum = evaluate_batch(flat, Lines(), 3, 17)
+    log_BKT = flat.module(shard.x_NT[3:17]).detach().log_softmax(1)
+    want = [(int(log[:, t].argmax() == y[t]), -float(log[y[t], t]))
+            for log, y in zip(log_BKT, shard.y_NT[3:17], strict=True) for t in range(6)]  # fmt: skip
+    assert num_correct == sum(right for right, _ in want)
+    assert loss_sum == pytest.approx(sum(loss for _, loss in want), rel=1e-5)

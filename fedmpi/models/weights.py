@@ -1,0 +1,141 @@
+"""Initial weights from a file: torch's format or safetensors. No code of a file is ever run."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fedmpi.errors import ConfigError, DataError
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_NAMED = 5
+
+
+def fill_from_file(module: nn.Module, path: Path, model_name: str) -> None:
+    """Overwrite a module's parameters and persistent buffers with those of a file.
+
+    Floats of 16 and 64 bits become float32. A tensor that the module has under several names (tied weights) may stand
+    in the file under one or all of them.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Filled in place, so that views of flat vectors stay views.
+    path : Path
+        A torch.save of a state_dict or of ``{"state_dict": ...}``, or a file that ends in .safetensors.
+    model_name : str
+        For errors.
+
+    Raises
+    ------
+    DataError
+        If the file is missing, damaged, or holds what are no weights: other objects, dtypes, NaN, infinity.
+    ConfigError
+        If names or shapes are not the module's.
+    """
+    tensors = read_tensors(path)
+    groups = _names_by_tensor(module)
+    _check_names(tensors, groups, path, model_name)
+    for names, target in groups:
+        found = [(name, _converted(tensors[name], target.dtype, name, path)) for name in names if name in tensors]
+        (first_name, first), *others = found
+        for name, other in others:
+            if not torch.equal(first, other):
+                raise ConfigError(
+                    f"model.weights={path}: {first_name} and {name} differ, but model.name={model_name} has one tensor "
+                    "for both"
+                )
+        target.detach().copy_(first)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, on the CPU, in the file's dtypes.
+
+    Raises
+    ------
+    DataError
+    """
+    if not path.is_file():
+        raise DataError(f"model.weights: there is no file {path} (looked for from {Path.cwd()})")
+    try:
+        if path.suffix == ".safetensors":
+            content: object = load_file(path)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of pickle protocols and TorchScript: what matters comes as an error
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the readers raise whatever a damaged byte leads them to
+        raise DataError(
+            f"model.weights: {path} cannot be read as weights: {_why(error)}. It must be a torch.save of a state_dict, "
+            "with nothing but tensors in it, or a .safetensors file; no code in it is run"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise DataError(f"model.weights: {path} must hold tensors by name (a state_dict), got {type(content).__name__}")
+    for name, tensor in content.items():
+        if not isinstance(tensor, Tensor):
+            raise DataError(f"model.weights: {path}: {name!r} must be a tensor, got {type(tensor).__name__}")
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise DataError(f"model.weights: {path}: {name!r} must be a dense tensor with its numbers")
+    return {str(name): tensor.detach() for name, tensor in content.items()}
+
+
+def _names_by_tensor(module: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """Return each parameter and persistent buffer with all its names."""
+    saved = module.state_dict().keys()
+    groups: dict[int, tuple[list[str], Tensor]] = {}
+    everything: Iterable[tuple[str, Tensor]] = chain(
+        module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+    )
+    for name, tensor in everything:
+        if name in saved:
+            groups.setdefault(id(tensor), ([], tensor))[0].append(name)
+    return list(groups.values())
+
+
+def _check_names(
+    tensors: Mapping[str, Tensor], groups: list[tuple[list[str], Tensor]], path: Path, model_name: str
+) -> None:
+    missing = [names[0] for names, _ in groups if not any(name in tensors for name in names)]
+    wanted = {name: tuple(target.shape) for names, target in groups for name in names}
+    unexpected = [name for name in tensors if name not in wanted]
+    reshaped = [
+        f"{name} {tuple(tensors[name].shape)} (the model's is {shape})"
+        for name, shape in wanted.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:_NAMED])}" + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if names
+    ]
+    if problems:
+        raise ConfigError(f"model.weights={path} does not fit model.name={model_name}; {'; '.join(problems)}")
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype, name: str, path: Path) -> Tensor:
+    allowed = FLOATS if dtype == torch.float32 else (dtype,)
+    if tensor.dtype not in allowed:
+        words = ", ".join(str(kind).removeprefix("torch.") for kind in allowed)
+        raise DataError(f"model.weights: {path}: {name} must be one of {words}, got {tensor.dtype}")
+    converted = tensor.to(dtype)
+    if not bool(torch.isfinite(converted).all()):
+        raise DataError(f"model.weights: {path}: {name} has NaN, infinity or numbers beyond float32 in it")
+    return converted
+
+
+def _why(error: Exception) -> str:
+    """Return the line that says what was wrong: torch wraps it in advice to run the file's code after all."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line for line in lines if "GLOBAL" in line or line.startswith("Unsupported")] or lines
+    if not said:
+        return f"{type(error).__name__}: the file ends too early"
+    first = said[0].removeprefix("WeightsUnpickler error: ").split(". ")[0].rstrip(".")
+    return f"{type(error).__name__}: {first}"
