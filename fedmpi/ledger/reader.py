@@ -17,14 +17,13 @@ from fedmpi.errors import OutputError
 from fedmpi.ledger.digest import ledger_digest, model_digest
 from fedmpi.ledger.schema import (
     DIRECTIONS,
+    FAULT_COLUMNS,
     FILETYPE,
     FORMAT_VERSION,
     MESSAGE_COLUMNS,
-    NAME_COLUMNS,
     ROUND_COLUMNS,
 )
-
-Array = np.ndarray[Any, Any]
+from fedmpi.ledger.stored import Array, column_lengths, empty_columns, open_file, read_array, read_columns
 
 
 class Ledger:
@@ -51,7 +50,7 @@ class Ledger:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._file = _open(self.path)
+        self._file = open_file(self.path)
         try:
             with self._naming_errors():
                 self.attrs: dict[str, Any] = {name: _plain(value) for name, value in self._file.attrs.items()}
@@ -87,29 +86,27 @@ class Ledger:
     def messages(self) -> dict[str, Array]:
         """Columns of `schema.MESSAGE_COLUMNS`, each of shape (num_messages,); direction, kind and codec as str."""
         with self._naming_errors():
-            group = self._file["messages"]
-            names = {column.name: self._file[f"names/{column.name}"][:].astype(str) for column in NAME_COLUMNS}
-            names["direction"] = np.array(DIRECTIONS)
-            num_rows = min(len(group[column.name]) for column in MESSAGE_COLUMNS)
-            columns = {column.name: group[column.name][:num_rows] for column in MESSAGE_COLUMNS}
-        for name, table in names.items():
-            # A torn flush can also leave rows whose name did not reach the file.
-            unknown = np.flatnonzero(columns[name] >= len(table))
-            num_rows = min(num_rows, int(unknown[0])) if len(unknown) else num_rows
-        columns = {name: values[:num_rows] for name, values in columns.items()}
-        return columns | {name: table[columns[name]] for name, table in names.items()}
+            return read_columns(self._file, "messages", MESSAGE_COLUMNS)
+
+    @cached_property
+    def faults(self) -> dict[str, Array]:
+        """Columns of `schema.FAULT_COLUMNS`, each of shape (num_faults,); fault as str. Older files have none."""
+        with self._naming_errors():
+            if "faults" not in self._file:
+                return empty_columns(FAULT_COLUMNS)
+            return read_columns(self._file, "faults", FAULT_COLUMNS)
 
     @cached_property
     def rounds(self) -> dict[str, Array]:
         """Columns of `schema.ROUND_COLUMNS` and the algorithm's scalars (float64), each of shape (num_rounds,)."""
-        fixed = [column.name for column in ROUND_COLUMNS]
         with self._naming_errors():
-            group = self._file["rounds"]
-            num_rows = min(len(group[name]) for name in fixed)
-            columns = {name: group[name][:num_rows] for name in fixed}
-            for name in group:
-                if name not in columns:
-                    values = group[name][:num_rows]
+            columns = read_columns(self._file, "rounds", ROUND_COLUMNS)
+            num_rows = len(columns["round_idx"])
+            for name in column_lengths(self._file, "rounds"):
+                dataset = self._file["rounds"][name]
+                # What a later fedmpi added may have another dtype: it is no scalar of the algorithm's.
+                if name not in columns and dataset.dtype == np.float64:
+                    values = dataset[:num_rows]
                     columns[name] = np.pad(values, (0, num_rows - len(values)), constant_values=np.nan)
         return columns
 
@@ -129,7 +126,8 @@ class Ledger:
         with self._naming_errors():
             if "partition" not in self._file:
                 return None
-            return self._file["partition/sizes"][:], self._file["partition/class_counts"][:]
+            sizes = read_array(self._file, "partition/sizes", "<i8", 1)
+            return sizes, read_array(self._file, "partition/class_counts", "<i8", 2)
 
     @cached_property
     def model(self) -> tuple[Array, Array] | None:
@@ -137,7 +135,7 @@ class Ledger:
         with self._naming_errors():
             if "model" not in self._file:
                 return None
-            return self._file["model/state"][:], self._file["model/ints"][:]
+            return read_array(self._file, "model/state", "<f4", 1), read_array(self._file, "model/ints", "<i8", 1)
 
     @cached_property
     def model_layout(self) -> list[tuple[str, tuple[int, ...], int]]:
@@ -148,13 +146,19 @@ class Ledger:
             entries = json.loads(self._file["model/layout"].asstr()[()])
         return [(name, tuple(shape), offset) for name, shape, offset in entries]
 
+    def stored_lengths(self) -> dict[str, dict[str, int]]:
+        """Return the number of rows in the file of each column, by group; more than `messages` has: a torn flush."""
+        with self._naming_errors():
+            groups = ("messages", "faults", "rounds", "placement")
+            return {group: lengths for group in groups if (lengths := column_lengths(self._file, group))}
+
     def summary(self) -> dict[str, Any]:
         """Return what a run came to; a value that the file does not hold is None.
 
         Returns
         -------
         dict
-            status; rounds, num_messages, num_ranks (counts); accuracy (fraction) and loss of the last test;
+            status; rounds, num_messages, num_faults, num_ranks (counts); accuracy (fraction) and loss of the last test;
             up_nbytes, down_nbytes and their sum wire_nbytes, from the message rows, so that a killed run has them;
             simulation_nbytes; wall_s; model_digest, ledger_digest (hex).
         """
@@ -170,6 +174,7 @@ class Ledger:
             "accuracy": float(rounds["test_accuracy"][tested[-1]]) if len(tested) else None,
             "loss": float(rounds["test_loss"][tested[-1]]) if len(tested) else None,
             "num_messages": len(is_down),
+            "num_faults": len(self.faults["fault"]),
             "up_nbytes": up_nbytes,
             "down_nbytes": down_nbytes,
             "wire_nbytes": down_nbytes + up_nbytes,
@@ -198,31 +203,14 @@ class Ledger:
     def _naming_errors(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+            # h5py's errors differ with what is damaged: TypeError and AttributeError for a dataset of another kind.
+            words = error.args[0] if isinstance(error, KeyError) and error.args else error
             raise OutputError(
-                f"{self.path}: expected a whole ledger, got a part that cannot be read ({error}); the file is damaged: "
+                f"{self.path}: expected a whole ledger, got a part that cannot be read ({words}); the file is damaged: "
                 f"copy it again, or run again"
             ) from error
 
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _open(path: Path) -> h5py.File:
-    wanted = f"{path}: expected a fedmpi ledger, got"
-    if not path.exists():
-        raise OutputError(f"{wanted} no such file; give the path of the ledger that a run wrote")
-    try:
-        return h5py.File(path, "r", locking="best-effort")
-    except OSError as error:
-        words = str(error)
-        if "truncated file" in words:
-            why = f"a truncated file ({words}); copy it again, or look for a full disk and run again"
-        elif "signature not found" in words:
-            why = "a file that is not HDF5; give the path of the ledger that a run wrote"
-        elif "unable to lock" in words:
-            why = f"one that is being written ({words}); wait for the run's end, or read a copy of the file"
-        else:
-            why = f"a file that cannot be opened ({words}); check that it is readable and whole"
-        raise OutputError(f"{wanted} {why}") from error

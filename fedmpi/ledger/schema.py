@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+LEDGER_NAME = "ledger.h5"
+"""The file in a run's folder."""
+
 FILETYPE = "fedmpi-ledger"
 FORMAT_VERSION = 1
 DIRECTIONS = ("down", "up")
@@ -22,12 +25,16 @@ class Column(NamedTuple):
         Unit of a value: ``"B"``, ``"bit"``, ``"s"``, or ``"1"`` for counts, indices, codes and fractions.
     meaning : str
         One line for a reader.
+    default : int or float, optional
+        What every row reads as in a file that lacks the column, because it was written before the column was added,
+        and what a row that does not name the column is written with. None: a file without the column is damaged.
     """
 
     name: str
     dtype: str
     unit: str
     meaning: str
+    default: int | float | None = None
 
 
 MESSAGE_COLUMNS = (
@@ -73,14 +80,27 @@ ROUND_COLUMNS = (
     Column("evaluate_s", "<f8", "s", "test of the global model, summed over ranks"),
     Column("log_s", "<f8", "s", "writing the ledger"),
     Column("density", "<f8", "1", "kept / all parameters of the global model"),
+    Column("num_faults", "<i4", "1", "clients whose reply was lost or refused; they stand in /faults", default=0),
 )
 
-# The string tables that the codes of messages index: ASCII, padded with zero bytes.
+# Files of before this table have no such group, which reads as no fault.
+FAULT_COLUMNS = (
+    Column("round_idx", "<i4", "1", "round, from 0"),
+    Column("client_id", "<i4", "1", "virtual client"),
+    Column("rank", "<i4", "1", "MPI rank that played the client"),
+    Column("fault", "<u2", "1", "what happened: index into /names/fault"),
+)
+
+# The string tables that codes in the columns of the same name index: ASCII, padded with zero bytes.
 NAME_NBYTES = 64
 NAME_COLUMNS = (
     Column("kind", f"|S{NAME_NBYTES}", "1", "names of the kinds of message"),
     Column("codec", f"|S{NAME_NBYTES}", "1", "names of the codecs"),
+    Column("fault", f"|S{NAME_NBYTES}", "1", "names of the faults"),
 )
+
+# What `fedmpi.ledger.export` writes; here, because this module loads nothing.
+EXPORTED_TABLES = ("messages", "rounds", "faults", "partition", "placement", "attributes")
 
 
 def extra_round_column(name: str) -> Column:

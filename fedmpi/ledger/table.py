@@ -21,6 +21,7 @@ class Table:
 
     def __init__(self, group: h5py.Group, columns: Iterable[Column], chunk_rows: int) -> None:
         self._group = group
+        self.name = str(group.name).strip("/")
         self._chunk_rows = chunk_rows
         self._datasets: dict[str, tuple[Any, Any]] = {}
         self.dtypes: dict[str, str] = {}

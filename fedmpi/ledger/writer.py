@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,23 @@ import numpy as np
 from fedmpi.errors import OutputError
 from fedmpi.ledger.schema import (
     DIRECTIONS,
+    FAULT_COLUMNS,
     FILETYPE,
     FORMAT_VERSION,
     MESSAGE_COLUMNS,
     NAME_COLUMNS,
     NAME_NBYTES,
     ROUND_COLUMNS,
+    Column,
     MessageRow,
     extra_round_column,
 )
+from fedmpi.ledger.space import NoRoomError, Space
 from fedmpi.ledger.table import Table
 
 _TEXT = h5py.string_dtype()
-# Disk kept in hand beyond what a batch needs: partial chunks, B-tree nodes, and the last words on a full disk.
-_SLACK_NBYTES = 1 << 20
 _STRUCT_CODES = {"|u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q", "<i4": "i", "<f4": "f", "<f8": "d"}
-_CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+_ROUND_DEFAULTS = {column.name: column.default for column in ROUND_COLUMNS if column.default is not None}
 
 
 class LedgerWriter:
@@ -55,42 +55,78 @@ class LedgerWriter:
     ------
     OutputError
         Here and in every method that writes: naming the file and the cause. Space is reserved before HDF5 is asked to
-        write, so a full disk leaves the file as the last flush left it, and the rows wait for the next try.
+        write, so a full disk leaves the file as the last flush left it, and the rows wait for the next try. A ledger
+        that cannot be begun leaves no file.
     """
 
     def __init__(self, path: Path, *, attrs: Mapping[str, str | int | float], config_yaml: str, flush_s: float) -> None:
         self.path = Path(path)
         self._flush_s = flush_s
         self._values: list[Any] = []  # of the rows that wait, one after the other
+        self._faults: list[Any] = []  # in the same way
         self._rounds: list[dict[str, float]] = []
         self._codes: dict[str, dict[str, int]] = {column.name: {} for column in NAME_COLUMNS}
         self._codes["direction"] = {name: code for code, name in enumerate(DIRECTIONS)}
-        self._reserved_nbytes = 0
+        self._space = Space()
         self._broken = False
-        if self.path.exists():
-            raise OutputError(f"{self.path}: expected no file there, got one; remove it or write elsewhere")
-        with self._naming_errors():
-            # Locking by "best-effort" because some cluster file systems cannot lock at all.
-            root = h5py.File(self.path, "x", locking="best-effort")
-            self._file: h5py.File | None = root
-            self._reserve(len(config_yaml.encode()))
-            root.attrs.update({**attrs, "filetype": FILETYPE, "format_version": FORMAT_VERSION, "status": "running"})
-            root.create_dataset("config", data=config_yaml, dtype=_TEXT)
-            names = root.create_group("names")
-            self._name_tables = {column.name: Table(names, [column], chunk_rows=16) for column in NAME_COLUMNS}
-            self._message_table = Table(root.create_group("messages"), MESSAGE_COLUMNS, chunk_rows=2048)
-            self._round_table = Table(root.create_group("rounds"), ROUND_COLUMNS, chunk_rows=256)
-        self.flush()
+        self._file: h5py.File | None = None
+        try:  # not left to HDF5: only who made the file may remove it
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            raise OutputError(f"{self.path}: expected no file there, got one; remove it or write elsewhere") from None
+        except OSError as error:
+            raise OutputError(f"cannot write the ledger {self.path}: {error.strerror}") from None
+        try:
+            with self._naming_errors():
+                self._create(attrs, config_yaml)
+            self.flush()
+        except BaseException:
+            self._remove()
+            raise
+
+    def _create(self, attrs: Mapping[str, str | int | float], config_yaml: str) -> None:
+        # Locking by "best-effort" because some cluster file systems cannot lock at all.
+        root = self._file = h5py.File(self.path, "w", locking="best-effort")
+        self._reserve(len(config_yaml.encode()))
+        root.attrs.update({**attrs, "filetype": FILETYPE, "format_version": FORMAT_VERSION, "status": "running"})
+        root.create_dataset("config", data=config_yaml, dtype=_TEXT)
+        names = root.create_group("names")
+        self._name_tables = {column.name: Table(names, [column], chunk_rows=16) for column in NAME_COLUMNS}
+        self._message_table = Table(root.create_group("messages"), MESSAGE_COLUMNS, chunk_rows=2048)
+        self._fault_table = Table(root.create_group("faults"), FAULT_COLUMNS, chunk_rows=256)
+        self._round_table = Table(root.create_group("rounds"), ROUND_COLUMNS, chunk_rows=256)
+
+    def _remove(self) -> None:
+        """Take back a file that could not be begun."""
+        file, self._file = self._file, None
+        with suppress(OSError):
+            self.path.unlink()
+        with suppress(OSError, RuntimeError):  # HDF5 writes once more, to a file that has no name any longer
+            if file is not None:
+                file.close()
 
     def add_message(self, row: MessageRow) -> None:
         """Keep one row for the next flush."""
         self._values.extend(row)
 
+    def add_fault(self, round_idx: int, client_id: int, rank: int, fault: str) -> None:
+        """Keep one row of `faults` for the next flush: a client's reply was lost or refused.
+
+        Parameters
+        ----------
+        round_idx, client_id : int
+        rank : int
+            MPI rank that played the client.
+        fault : str
+            What happened, ASCII, at most 64 letters: ``"dropout"``, ``"nonfinite"``, ...
+        """
+        self._faults += (round_idx, client_id, rank, fault)
+
     def add_round(self, values: Mapping[str, float]) -> None:
         """Keep one row of `rounds`: its fixed columns, and any scalar by the name of its column.
 
-        A missing float is NaN. A missing integer, or a scalar whose name holds a slash, is a ValueError of the next
-        flush, as is a value that its column cannot hold.
+        A missing column reads as its default or, if it is a float, NaN. Any other missing integer, or a scalar whose
+        name holds a slash, is a ValueError of the next flush, as is a value that its column cannot hold.
         """
         self._rounds.append(dict(values))
 
@@ -104,16 +140,17 @@ class LedgerWriter:
         """
         if now is None:
             now = time.monotonic()
-        if now - self._flushed_at >= self._flush_s and (self._values or self._rounds):
+        if now - self._flushed_at >= self._flush_s and self._is_waiting():
             self.flush()
 
     def flush(self) -> None:
         """Write and flush everything now."""
         self._flushed_at = time.monotonic()
         with self._naming_errors():
-            if self._values or self._rounds:
-                self._reserve(32 * len(self._values) + 512 * len(self._rounds))
-                self._write_messages()
+            if self._is_waiting():
+                self._reserve(32 * (len(self._values) + len(self._faults)) + 512 * len(self._rounds))
+                self._write_rows(self._message_table, MESSAGE_COLUMNS, self._values)
+                self._write_rows(self._fault_table, FAULT_COLUMNS, self._faults)
                 self._write_rounds()
             self._open_file().flush()
 
@@ -205,22 +242,26 @@ class LedgerWriter:
             raise OutputError(f"{self.path}: an earlier write failed, nothing can be added to it")
         return self._file
 
-    def _write_messages(self) -> None:
-        if not self._values:
+    def _is_waiting(self) -> bool:
+        return bool(self._values or self._faults or self._rounds)
+
+    def _write_rows(self, table: Table, columns: Sequence[Column], waiting: list[Any]) -> None:
+        """Append rows, whose values lie one after the other, and forget them."""
+        if not waiting:
             return
-        width = len(MESSAGE_COLUMNS)
+        width = len(columns)
         batch = {}
-        for i, column in enumerate(MESSAGE_COLUMNS):
-            values = self._values[i::width]
+        for i, column in enumerate(columns):
+            values = waiting[i::width]
             if column.name in self._codes:
                 values = self._encode_names(column.name, values)
             try:  # np.array(values, dtype) takes more than twice as long
                 packed = struct.pack(f"<{len(values)}{_STRUCT_CODES[column.dtype]}", *values)
             except struct.error as error:
-                raise ValueError(f"column {column.name} of messages: {error}") from error
+                raise ValueError(f"column {column.name} of {table.name}: {error}") from error
             batch[column.name] = np.frombuffer(packed, column.dtype)
-        self._message_table.append(batch, len(self._values) // width)
-        self._values.clear()
+        table.append(batch, len(waiting) // width)
+        waiting.clear()
 
     def _encode_names(self, column: str, names: Sequence[str]) -> list[int]:
         codes = self._codes[column]
@@ -245,40 +286,21 @@ class LedgerWriter:
                     raise ValueError(f"a scalar's name becomes a dataset's: expected one without '/', got {name!r}")
                 self._round_table.add_column(extra_round_column(name))
         batch = {
-            name: np.array([row.get(name, math.nan) for row in self._rounds], dtype)
+            name: np.array([row.get(name, _ROUND_DEFAULTS.get(name, math.nan)) for row in self._rounds], dtype)
             for name, dtype in self._round_table.dtypes.items()
         }
         self._round_table.append(batch, len(self._rounds))
         self._rounds.clear()
 
     def _reserve(self, nbytes: int) -> None:
-        """Make the file system set aside room for ``nbytes`` more and the slack, or raise its OSError.
-
-        HDF5 that runs out of room half-way leaves a file that it will not open again; failing here leaves it whole.
-        """
-        file = self._open_file()
-        begin = file.id.get_filesize()
-        end = begin + nbytes + _SLACK_NBYTES
-        if end <= self._reserved_nbytes or not hasattr(os, "posix_fallocate"):
-            return
-        end += _SLACK_NBYTES
-        try:
-            os.posix_fallocate(file.id.get_vfd_handle(), begin, end - begin)
-        except OSError as error:
-            if error.errno not in _CANNOT_RESERVE:
-                raise _NoRoomError(*error.args) from None
-        self._reserved_nbytes = end
+        self._space.reserve(self._open_file(), nbytes)
 
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:
         try:
             yield
-        except _NoRoomError as error:
+        except NoRoomError as error:
             raise OutputError(f"cannot write the ledger {self.path}: {error.strerror}; make room there") from None
         except (OSError, RuntimeError) as error:  # h5py: RuntimeError where HDF5's error class says no more
             self._broken = True
             raise OutputError(f"cannot write the ledger {self.path}: {error}") from error
-
-
-class _NoRoomError(OSError):
-    """The file system has no room for the next batch; nothing was touched."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,3 +78,31 @@ def info_text(summary: Mapping[str, Any]) -> str:
     """Return a summary as lines of names and values."""
     width = max(map(len, summary))
     return "\n".join(f"{name:{width}}  {'-' if value is None else value}" for name, value in summary.items())
+
+
+def info_table(summaries: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> str:
+    """Return the summaries of several ledgers as a table, a row each; sizes in MB = 10^6 bytes.
+
+    Parameters
+    ----------
+    summaries : sequence of (path, summary)
+        As `Ledger.summary` gives them. Of a status ``"failed: words"`` the first word is shown, of digests 16 digits.
+    """
+    rows = []
+    for path, summary in summaries:
+        accuracy, wall_s, model = summary["accuracy"], summary["wall_s"], summary["model_digest"]
+        rows.append(
+            (
+                path,
+                summary["status"].partition(":")[0],
+                summary["rounds"],
+                "-" if accuracy is None else f"{accuracy:.4f}",
+                megabytes(summary["up_nbytes"]),
+                megabytes(summary["down_nbytes"]),
+                "-" if wall_s is None else f"{wall_s:.2f}",
+                summary["ledger_digest"][:16],
+                "-" if model is None else model[:16],
+            )
+        )
+    header = ("file", "status", "rounds", "accuracy", "MB up", "MB down", "wall_s", "ledger_digest", "model_digest")
+    return table(header, rows, left=2)

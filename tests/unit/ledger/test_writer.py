@@ -1,5 +1,7 @@
 """The writer: everything comes back, a kill or a full disk leaves a file that opens."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 
 from fedmpi.errors import OutputError
 from fedmpi.ledger.reader import Ledger
-from fedmpi.ledger.schema import MESSAGE_COLUMNS, ROUND_COLUMNS, MessageRow
+from fedmpi.ledger.schema import FAULT_COLUMNS, MESSAGE_COLUMNS, ROUND_COLUMNS, MessageRow
 from fedmpi.ledger.writer import LedgerWriter
 
 INTEGERS = ("round_idx", "num_clients", "down_nbytes", "up_nbytes", "cum_down_nbytes", "cum_up_nbytes")
@@ -68,6 +70,49 @@ def test_round_trip(tmp_path):
         assert ledger.model[0].tolist() == [0, 1, 2, 3, 4, 5]
         assert ledger.model[1].tolist() == [2**60]
         assert ledger.model_layout == [("w", (2, 3), 0)]
+
+
+def test_faults(tmp_path):
+    writer = make(tmp_path / "l.h5", flush_s=5.0)
+    writer.add_fault(0, 7, 2, "dropout")
+    now = writer._flushed_at
+    writer.write_due(now + 5.0)  # a fault alone is due too
+    assert writer._fault_table.num_rows == 1
+    writer.add_fault(1, 2**31 - 1, 1, "nonfinite")
+    writer.add_fault(1, 3, 1, "dropout")
+    writer.add_round(a_round(0))
+    writer.add_round(a_round(1, num_faults=2))
+    writer.finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert {name: values.tolist() for name, values in ledger.faults.items()} == {
+            "round_idx": [0, 1, 1],
+            "client_id": [7, 2**31 - 1, 3],
+            "rank": [2, 1, 1],
+            "fault": ["dropout", "nonfinite", "dropout"],
+        }
+        assert [ledger.faults[column.name].dtype for column in FAULT_COLUMNS[:3]] == ["<i4"] * 3
+        assert ledger.rounds["num_faults"].tolist() == [0, 2]
+        assert ledger._file["names/fault"].attrs["meaning"] == "names of the faults"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ((0, 2**31, 1, "dropout"), "column client_id of faults"),
+        ((0.5, 0, 1, "dropout"), "column round_idx of faults"),
+        ((0, 0, 1, "f" * 65), "at most 64"),
+    ],
+)
+def test_bad_fault_is_named(tmp_path, fault, words):
+    writer = make(tmp_path / "l.h5")
+    writer.add_message(message(0))
+    writer.add_fault(*fault)
+    with pytest.raises(ValueError, match=words):
+        writer.finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert ledger.status.startswith("failed: ")
+        assert ledger.summary()["num_messages"] == 1
+        assert ledger.summary()["num_faults"] == 0
 
 
 def test_scalar_that_appears_late(tmp_path):
@@ -134,6 +179,77 @@ def test_refuses_to_overwrite_and_missing_folder(tmp_path):
         make(tmp_path / "l.h5")
     with pytest.raises(OutputError, match="No such file"):
         make(tmp_path / "none" / "l.h5")
+
+
+def test_an_existing_file_is_not_touched(tmp_path):
+    (tmp_path / "l.h5").write_text("mine")
+    with pytest.raises(OutputError, match="expected no file"):
+        make(tmp_path / "l.h5")
+    assert (tmp_path / "l.h5").read_text() == "mine"
+
+
+def no_room(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_no_stub_when_there_is_no_room_to_begin(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", no_room)
+        with pytest.raises(OutputError, match=r"l\.h5: No space left on device; make room there"):
+            make(tmp_path / "l.h5")
+    assert list(tmp_path.iterdir()) == []
+    make(tmp_path / "l.h5").finish("done", {})  # nothing of the failure is left in HDF5 either
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_system_that_cannot_set_room_aside(tmp_path, monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, "not here")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    writer = make(tmp_path / "l.h5")
+    assert (tmp_path / "l.h5").stat().st_size >= 2**20
+    for i in range(5000):
+        writer.add_message(message(i))
+        writer.add_fault(i, i, 1, "dropout")
+        if i % 100 == 0:
+            writer.flush()
+    writer.finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert ledger.messages["client_id"].tolist() == [i // 2 for i in range(5000)]
+        assert ledger.faults["client_id"].tolist() == list(range(5000))
+
+
+def test_no_stub_when_the_first_flush_fails(tmp_path, monkeypatch):
+    def flush(writer):
+        assert (tmp_path / "l.h5").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerWriter, "flush", flush)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "l.h5")
+    assert list(tmp_path.iterdir()) == []
+    make(tmp_path / "l.h5").finish("done", {})
+
+
+def test_no_room_for_faults_keeps_them_for_the_next_try(tmp_path, monkeypatch):
+    writer = make(tmp_path / "l.h5")
+    for client_id in range(30_000):
+        writer.add_fault(0, client_id, 1, "dropout")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", no_room)
+        with pytest.raises(OutputError, match="make room there"):
+            writer.flush()
+    writer.finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert ledger.faults["client_id"].tolist() == list(range(30_000))
+
+
+def test_no_stub_when_an_attribute_cannot_be_stored(tmp_path):
+    with pytest.raises(TypeError):
+        make(tmp_path / "l.h5", attrs={"x": object()})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_finished_ledger_takes_no_more(tmp_path):
@@ -212,3 +328,33 @@ print(flushed)
         assert ledger.attrs["wall_s"] == 1.0
         assert len(ledger.messages["kind"]) == int(out[2]) > 0
         assert ledger.messages["client_id"].tolist() == [i // 2 for i in range(int(out[2]))]
+
+
+@pytest.mark.parametrize("reserves", [True, False])
+@pytest.mark.parametrize("limit", [0, 100, 3000])
+def test_full_disk_at_the_start_leaves_no_file(tmp_path, limit, reserves):
+    """With a file system that can set room aside, and without."""
+    code = f"""
+import os, resource, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_writer import *
+if not {reserves}: del os.posix_fallocate
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
+try:
+    make(Path(sys.argv[1]), config_yaml="a" * 20_000)
+except OutputError as error:
+    print(error)
+print(os.listdir(Path(sys.argv[1]).parent))
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+make(Path(sys.argv[1])).finish("done", {{}})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "l.h5")], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    *words, left = done.stdout.splitlines()
+    assert words[0].startswith(f"cannot write the ledger {tmp_path / 'l.h5'}: ")
+    assert left == "[]"
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert ledger.status == "done"

@@ -11,7 +11,7 @@ import pytest
 from fedmpi.ledger.reader import Ledger
 from fedmpi.ledger.schema import MessageRow
 from fedmpi.ledger.writer import LedgerWriter
-from fedmpi.report.summary import byte_table, info_text, last_line, timing_table
+from fedmpi.report.summary import byte_table, info_table, info_text, last_line, timing_table
 
 
 def cells(text: str) -> list[list[str]]:
@@ -128,3 +128,14 @@ def test_columns_align_whatever_the_kind(tmp_path: Path, kind: str) -> None:
         lines = byte_table(ledger).split("\n")
     assert len({len(line) for line in lines[1:]}) == 1
     assert columns_align("\n".join(lines))
+
+
+def test_several_ledgers_in_a_table() -> None:
+    other = {**SUMMARY, "status": "failed: OutputError: a, b", "accuracy": None, "wall_s": None, "model_digest": None}
+    lines = info_table([("runs/a/ledger.h5", SUMMARY), (Path("b.h5"), other)]).split("\n")
+    assert [line.split() for line in lines if not set(line) <= {" ", "-"}] == [
+        ["file", "status", "rounds", "accuracy", "MB", "up", "MB", "down", "wall_s", "ledger_digest", "model_digest"],
+        ["runs/a/ledger.h5", "done", "20", "0.8765", "0.000", "1.235", "12.35", "fedcba9876543210", "0123456789abcdef"],
+        ["b.h5", "failed", "20", "-", "0.000", "1.235", "-", "fedcba9876543210", "-"],
+    ]
+    assert columns_align("\n" + "\n".join(lines))
