@@ -59,6 +59,10 @@ class WireError(ProtocolError):
         self.got = got
 
 
+class NonFiniteError(ProtocolError):
+    """A client's message holds NaN or infinity."""
+
+
 class OutputError(FedmpiError):
     """The output folder or a file of a run cannot be written or read."""
 

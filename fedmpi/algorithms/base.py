@@ -86,6 +86,8 @@ class ClientContext:
     stats : list of LocalStats
         What the client whose turn it is has trained: `ClientHalf.train_local` adds to it, a loop of one's own should
         too, and the round's training loss is made of it.
+    dry_run : bool
+        Messages are wanted, training is not: `ClientHalf.train_local` returns at once, and a loop of one's own should.
     """
 
     seed: int
@@ -94,6 +96,7 @@ class ClientContext:
     initial_model: Callable[[int], InitialModel]
     progress: Callable[[], None]
     stats: list[LocalStats] = field(default_factory=list)
+    dry_run: bool = False
 
 
 class ServerHalf(ABC):
@@ -224,6 +227,8 @@ class ClientHalf(ABC):
         after_step: Callable[[FlatModel], None] | None = None,
     ) -> LocalStats:
         """Train the model on the client's data with the client's own random stream; see `train.local.train_local`."""
+        if self.ctx.dry_run:
+            return LocalStats(0, 0, 0.0)
         stats = train_local(
             self.ctx.model,
             shard,

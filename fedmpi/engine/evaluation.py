@@ -17,18 +17,27 @@ class Evaluation:
     round_idx : int
     model : numpy.ndarray, uint8
         Packed state; sent to each worker that takes part.
-    num_test, batch_size : int
+    num_test, num_labels, batch_size : int
+        Test samples, and what is to be told of them: one label an image, one a character of a text.
     num_workers : int
         Decides how much is handed out at once; not the result.
     """
 
     def __init__(
-        self, rank: Rank, round_idx: int, model: np.ndarray, *, num_test: int, batch_size: int, num_workers: int
+        self,
+        rank: Rank,
+        round_idx: int,
+        model: np.ndarray,
+        *,
+        num_test: int,
+        num_labels: int,
+        batch_size: int,
+        num_workers: int,
     ) -> None:
         self._rank = rank
         self.round_idx = round_idx
         self._model = model
-        self._num_test = num_test
+        self._num_labels = num_labels
         num_batches = -(-num_test // batch_size)
         self._correct = np.zeros(num_batches)
         self._loss = np.zeros(num_batches)
@@ -68,4 +77,4 @@ class Evaluation:
 
     def result(self) -> tuple[float, float]:
         """Return mean loss and accuracy: batches summed in their order."""
-        return sum(self._loss.tolist()) / self._num_test, int(self._correct.sum()) / self._num_test
+        return sum(self._loss.tolist()) / self._num_labels, int(self._correct.sum()) / self._num_labels

@@ -13,9 +13,9 @@ import torch
 from fedmpi.algorithms.base import Conversation, MessageTypes, ServerHalf
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.engine.rank import Rank, Topic
-from fedmpi.engine.reply import Arrived, Reply, TurnReport, decode_up
+from fedmpi.engine.reply import Arrived, Reply, TurnReport, check_finite, decode_up
 from fedmpi.engine.rows import Figures
-from fedmpi.errors import ProtocolError
+from fedmpi.errors import NonFiniteError, ProtocolError
 from fedmpi.ledger.schema import MessageRow
 from fedmpi.wire import frame as framing
 from fedmpi.wire.frame import Frame
@@ -36,6 +36,7 @@ class _Hosted:
     message: Message | None = None
     ended: bool = False
     running: bool = False
+    fault: str = ""
     report: TurnReport | None = None
 
 
@@ -49,13 +50,28 @@ class Host:
     algorithm : ServerHalf
     schema : Schema
     on_reply : callable
+    drops_out : callable, optional
+        ``f(round_idx, client_id)``: whether the client is lost once it has what the server says first.
+    drop_nonfinite : bool
+        Leave out a client that sends NaN or infinity, instead of raising NonFiniteError.
     """
 
-    def __init__(self, rank: Rank, algorithm: ServerHalf, schema: Schema, on_reply: Callable[[Reply], None]) -> None:
+    def __init__(
+        self,
+        rank: Rank,
+        algorithm: ServerHalf,
+        schema: Schema,
+        on_reply: Callable[[Reply], None],
+        *,
+        drops_out: Callable[[int, int], bool] = lambda round_idx, client_id: False,
+        drop_nonfinite: bool = False,
+    ) -> None:
         self._rank = rank
         self._algorithm = algorithm
         self._schema = schema
         self._on_reply = on_reply
+        self._drops_out = drops_out
+        self._drop_nonfinite = drop_nonfinite
         self._hosted: dict[int, _Hosted] = {}
         # An object that the algorithm returns for many clients of a round is encoded once.
         self._frames: WeakKeyDictionary[Message, tuple[Frame, Figures]] = WeakKeyDictionary()
@@ -71,6 +87,8 @@ class Host:
         generator = self._algorithm.converse(round_idx, client_id)
         hosted = self._hosted[client_id] = _Hosted(round_idx, client_id, player, generator)
         self._advance(hosted, None, state_version)
+        if self._drops_out(round_idx, client_id):
+            self._drop(hosted, "dropout")
 
     def waiting_for(self) -> str:
         """Say what is still expected, for a time-out's message."""
@@ -88,15 +106,19 @@ class Host:
             raise ProtocolError(f"client {hosted.client_id}: expected message {hosted.num_ups}, got {envelope.step}")
         hosted.num_ups += 1
         hosted.inbox.append(arrived)
-        if not hosted.ended and not hosted.running:
-            self._advance(hosted, self._decode(hosted), -1)
+        if hosted.fault:
+            self._decode(hosted)  # it was sent, so it has a row
+        elif not hosted.ended and not hosted.running:
+            message = self._decode(hosted)
+            if message is not None:
+                self._advance(hosted, message, -1)
         self._finish_if_over(hosted)
 
     def _on_done(self, packet: Packet) -> None:
         hosted = self._find(packet)
         hosted.report = TurnReport.from_body(packet.body)
         # Packets keep their order: what the client has not sent before the end of its turn will not come.
-        if not hosted.ended or (hosted.message is None and not hosted.inbox):
+        if not hosted.fault and (not hosted.ended or (hosted.message is None and not hosted.inbox)):
             wanted = "/".join(c.kind for c in hosted.expected)
             raise ProtocolError(
                 f"client {hosted.client_id} on rank {hosted.player} ended its turn of round {hosted.round_idx}, "
@@ -114,11 +136,34 @@ class Host:
             )
         return hosted
 
-    def _decode(self, hosted: _Hosted) -> Message:
+    def _decode(self, hosted: _Hosted) -> Message | None:
+        """Decode the oldest message that waits; return None if the conversation does not go on with it."""
         key = (hosted.round_idx, hosted.client_id, hosted.player)
-        message, row = decode_up(self._rank, hosted.inbox.popleft(), hosted.expected, self._schema, key)
+        arrived = hosted.inbox.popleft()
+        expected = hosted.expected
+        if hosted.fault:
+            found = framing.message_class_of(arrived.body)
+            expected = (found,) if found else ()
+        message, row = decode_up(self._rank, arrived, expected, self._schema, key)
         hosted.rows.append(row)
+        if hosted.fault:
+            return None
+        try:
+            check_finite(message, key)
+        except NonFiniteError:
+            if not self._drop_nonfinite:
+                raise
+            self._drop(hosted, "nonfinite")
+            return None
         return message
+
+    def _drop(self, hosted: _Hosted, fault: str) -> None:
+        """End a conversation without a result; its player is told, and what has been sent keeps its rows."""
+        hosted.generator.close()
+        hosted.fault = fault
+        hosted.ended = True
+        hosted.message = None
+        self._rank.send(hosted.player, Envelope(Topic.DROP, False, hosted.round_idx, hosted.client_id))
 
     def _advance(self, hosted: _Hosted, received: Message | None, state_version: int) -> None:
         """Run the generator until it waits for a message that is not there, or ends."""
@@ -156,6 +201,8 @@ class Host:
             if not hosted.inbox:
                 return
             received = self._decode(hosted)
+            if received is None:
+                return
 
     def _send(self, hosted: _Hosted, message: Message, state_version: int) -> None:
         known, encode_s = self._frames.get(message), 0.0
@@ -176,7 +223,7 @@ class Host:
         if not hosted.ended or hosted.report is None:
             return
         waiting = None
-        if hosted.message is None:
+        if hosted.message is None and not hosted.fault:
             waiting = hosted.inbox.popleft()
             found = framing.message_class_of(waiting.body)
             if found not in hosted.expected:
@@ -200,7 +247,14 @@ class Host:
             hosted.rows.append(figures.row(row_key, encode_s, decode_s, send_t, recv_t))
         self._on_reply(
             Reply(
-                hosted.round_idx, hosted.client_id, hosted.player, hosted.rows, hosted.report, hosted.message, waiting
+                hosted.round_idx,
+                hosted.client_id,
+                hosted.player,
+                hosted.rows,
+                hosted.report,
+                hosted.message,
+                waiting,
+                hosted.fault,
             )
         )
 

@@ -7,17 +7,27 @@ import json
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from fedmpi.comm.base import Communicator, Envelope, Packet
 from fedmpi.comm.placement import Place, RankFacts, gather_facts, place_ranks
-from fedmpi.config import RunConfig, describe
+from fedmpi.config import RunConfig
+from fedmpi.configfile import describe
 from fedmpi.engine.rank import Rank, Topic
+from fedmpi.errors import FedmpiError
 
 _SPIN_S = 200e-6
+
+
+class NoRunError(FedmpiError):
+    """The run cannot start: on rank 0 because of what another rank says, on a worker because rank 0 says so."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 @dataclass(frozen=True)
@@ -39,16 +49,23 @@ class Membership:
 
 
 def join(
-    comm: Communicator, config: RunConfig, *, on_fail: Callable[[Packet], None] | None = None
+    comm: Communicator,
+    config: RunConfig,
+    *,
+    on_fail: Callable[[Packet], None] | None = None,
+    problem: FedmpiError | None = None,
 ) -> tuple[Rank, Membership]:
     """Meet the other ranks; return this rank's loop, its clock started, and the placement.
 
-    On rank 0 `on_fail` is given the last words of a rank that fails, from now on.
+    On rank 0 `on_fail` is given the last words of a rank that fails, from now on. A worker that has met a `problem` in
+    its preparations tells rank 0.
 
     Raises
     ------
     PlacementError
-        On rank 0, if the ranks do not fit together; on a worker, the run then ends with rank 0's words.
+        On rank 0, if the ranks do not fit together.
+    NoRunError
+        On rank 0, if a worker has a problem. On a worker, if the run does not start; rank 0 says why.
     """
     rank = Rank(comm, config.comm.timeout_s)
     if on_fail is not None:
@@ -57,8 +74,13 @@ def join(
     config_id = hashlib.sha256(describe(config).encode()).hexdigest()[:16]
     is_worker = comm.rank > 0 or comm.size == 1
     own = gather_facts(comm.rank, bell.address if bell else "", config_id, is_worker=is_worker)
+    if problem is not None:
+        own = replace(own, problem=str(problem), problem_status=problem.exit_status)
     if comm.rank == 0:
         facts = _hear_all(rank, own)
+        for fact in facts:
+            if fact.problem:
+                raise NoRunError(f"rank {fact.rank} on {fact.host}: {fact.problem}", fact.problem_status)
         places, warnings = place_ranks(facts, config.placement)
         welcome: dict[str, Any] = {
             "places": [asdict(place) for place in places],
@@ -72,6 +94,7 @@ def join(
     else:
         rank.send(0, Envelope(Topic.HELLO), _json_body(asdict(own)))
         answers: list[dict[str, Any]] = []
+        rank.handlers[Topic.QUIT] = _on_quit
         rank.handlers[Topic.WELCOME] = lambda packet: answers.append(_read_json(packet))
         rank.wait_until(lambda: bool(answers), lambda: "rank 0 to welcome it")
         welcome = answers[0]
@@ -99,6 +122,10 @@ def _hear_all(rank: Rank, own: RankFacts) -> list[RankFacts]:
         lambda: len(heard) == size, lambda: f"ranks {sorted(set(range(size)) - set(heard))} to report for the run"
     )
     return [heard[r] for r in range(size)]
+
+
+def _on_quit(packet: Packet) -> None:
+    raise NoRunError("rank 0 says that the run does not start", packet.envelope.arg)
 
 
 def _json_body(content: Any) -> np.ndarray:

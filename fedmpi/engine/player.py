@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from fedmpi.algorithms.base import ClientContext
 from fedmpi.comm.base import Envelope, Packet
-from fedmpi.data.shard import DeviceImages, Shard
+from fedmpi.data.shard import Shard, device_data
 from fedmpi.engine.clientstate import ClientStateStore
 from fedmpi.engine.rank import Rank, Topic, pack_floats
 from fedmpi.engine.reply import TurnReport
@@ -38,6 +39,11 @@ class _Turn:
     inbox: deque[tuple[Packet, float]] = field(default_factory=deque)
     downs: list[tuple[float, float]] = field(default_factory=list)
     num_ups: int = 0
+    dropped: bool = False
+
+
+class _TurnDroppedError(Exception):
+    """Ends the client's code: the server has given this conversation up."""
 
 
 class _TurnChannel:
@@ -52,9 +58,18 @@ class _TurnChannel:
         left = rank.timer.switch("other")
         kinds = "/".join(cls.kind for cls in expected)
         rank.wait_until(
-            lambda: bool(turn.inbox),
+            lambda: bool(turn.inbox) or turn.dropped,
             lambda: f"{kinds} for client {turn.client_id} from rank {turn.host} (round {turn.round_idx})",
         )
+        if turn.dropped:
+            raise _TurnDroppedError
+        message = self.decode_next(expected)
+        rank.timer.switch(left)
+        return message
+
+    def decode_next(self, expected: tuple[type[Message], ...]) -> Message:
+        """Decode the oldest message that waits."""
+        turn, rank = self._turn, self._player.rank
         packet, recv_t = turn.inbox.popleft()
         rank.timer.switch("decode")
         start = perf_counter()
@@ -63,11 +78,18 @@ class _TurnChannel:
         except ProtocolError as error:
             raise ProtocolError(f"client {turn.client_id}, round {turn.round_idx}: {error}") from error
         turn.downs.append((perf_counter() - start, recv_t))
-        rank.timer.switch(left)
         return message
+
+    def drain(self) -> None:
+        """Decode what a dropped client has received and not read: it was sent, so it has a row."""
+        while self._turn.inbox:
+            found = framing.message_class_of(self._turn.inbox[0][0].body)
+            self.decode_next((found,) if found else ())
 
     def send(self, message: Message) -> None:
         turn, rank = self._turn, self._player.rank
+        if turn.dropped:
+            raise _TurnDroppedError
         left = rank.timer.switch("encode")
         start = perf_counter()
         frame = framing.encode(message, self._player.setup.schema, rank.comm.pool)
@@ -84,7 +106,7 @@ class Player:
     Parameters
     ----------
     rank : Rank
-        Gets handlers for DOWN, START, EVAL_MODEL, EVAL, STATE_WANT and STATE, and `play_next` as its queued work.
+        Gets handlers for DOWN, START, DROP, EVAL_MODEL, EVAL, STATE_WANT and STATE, and `play_next` as its queued work.
     setup : Setup
     device : torch.device
     store : ClientStateStore
@@ -94,13 +116,21 @@ class Player:
         self.rank = rank
         self.setup = setup
         self._store = store
-        module = build_model(setup.model_config, setup.shape, setup.dataset.num_classes, setup.initial.init_seed)
+        module = build_model(
+            setup.model_config, setup.dataset.shape, setup.dataset.num_classes, setup.initial.init_seed
+        )
         self._model = FlatModel(module, device)
-        data = setup.dataset
         augment = setup.config.data.augment == "crop_flip"
-        self._train_data = DeviceImages(data.train_images, data.train_labels, data, device, augment)
-        self._test_data = DeviceImages(data.test_images, data.test_labels, data, device)
-        context = ClientContext(setup.config.seed, self._model, setup.config.train, setup.build_initial, self._progress)
+        self._train_data = device_data(setup.dataset, "train", device, augment)
+        self._test_data = device_data(setup.dataset, "test", device)
+        context = ClientContext(
+            setup.config.seed,
+            self._model,
+            setup.config.train,
+            setup.build_initial,
+            self._progress,
+            dry_run=setup.dry_run,
+        )
         self._context = context
         self._client = setup.algorithm.client(setup.algorithm_config, context)
         self._initial_state = self._client.declare_state()
@@ -113,6 +143,7 @@ class Player:
             {
                 Topic.DOWN: self._on_down,
                 Topic.START: self._on_start,
+                Topic.DROP: self._on_drop,
                 Topic.EVAL_MODEL: self._on_eval_model,
                 Topic.EVAL: self._queue.append,
                 Topic.STATE_WANT: self._on_state_want,
@@ -153,18 +184,26 @@ class Player:
         self._model.module.train()
         self._model.grads_P.zero_()
         seed_torch(self._model.device, stream_seed(self.setup.config.seed, round_idx, client_id, "torch"))
+        channel = _TurnChannel(self, turn)
         with self.rank.timer.phase("train"):
-            self._client.run(round_idx, client_id, shard, _TurnChannel(self, turn))
+            if self.setup.participation.drops_out(round_idx, client_id):
+                # What it would do is never seen, so it is not done; it has received what the server says first.
+                self.rank.wait_until(lambda: turn.dropped, lambda: f"the end of client {client_id}'s turn")
+            else:
+                with suppress(_TurnDroppedError):
+                    self._client.run(round_idx, client_id, shard, channel)
+            if turn.dropped:
+                channel.drain()
         if turn.inbox:
             raise ProtocolError(f"client {client_id} ended its turn with {len(turn.inbox)} messages unread")
-        if self._initial_state:
+        if self._initial_state and not turn.dropped:
             self._store.save(client_id, round_idx, self._client.client_state, started_from=turn.state_version)
         del self._turns[client_id]
         stats = self._context.stats
         num_samples = sum(s.num_samples for s in stats)
         loss = sum(s.loss * s.num_samples for s in stats) / num_samples if num_samples else float("nan")
         num_steps = sum(s.num_steps for s in stats)
-        kept_state = bool(self._initial_state)
+        kept_state = bool(self._initial_state) and not turn.dropped
         report = TurnReport(loss, num_steps, num_samples, kept_state, self.rank.timer.totals(), turn.downs)
         self.rank.send(turn.host, Envelope(Topic.DONE, False, round_idx, client_id), pack_floats(*report.floats()))
 
@@ -191,7 +230,7 @@ class Player:
                 self._model.load(self._eval_model[1], self._eval_model[2])
                 self._loaded_eval_round = round_idx
             size = self.setup.config.evaluate.batch_size
-            num_test = self.setup.dataset.test_labels.size
+            num_test = len(self.setup.dataset.test_labels)
             results: list[float] = []
             for batch in range(first, first + count):
                 start, stop = batch * size, min((batch + 1) * size, num_test)
@@ -217,6 +256,12 @@ class Player:
         turn = _Turn(envelope.round_idx, envelope.client_id, packet.source, envelope.arg)
         self._turns[envelope.client_id] = turn
         self._queue.append(turn)
+
+    def _on_drop(self, packet: Packet) -> None:
+        # The turn may be over: then the client has not noticed.
+        turn = self._turns.get(packet.envelope.client_id)
+        if turn is not None and turn.round_idx == packet.envelope.round_idx:
+            turn.dropped = True
 
     def _on_eval_model(self, packet: Packet) -> None:
         state = unpack_state(packet.body, f"the model to test from rank {packet.source}")

@@ -33,6 +33,8 @@ class Topic(IntEnum):
     STOP = 15  # 0 to worker: the run is over
     BYE = 16  # worker to 0: last totals
     FAIL = 17  # worker to 0: this rank failed, in words
+    DROP = 18  # host to player: the client is lost, or its message of no use; its turn is over
+    QUIT = 19  # 0 to worker: the run does not start; arg is the exit status
 
 
 def pack_floats(*numbers: float) -> np.ndarray:

@@ -10,10 +10,13 @@ import numpy as np
 from fedmpi.engine.phases import PHASES
 from fedmpi.engine.rank import Rank, unpack_floats
 from fedmpi.engine.rows import Figures
-from fedmpi.errors import ProtocolError
+from fedmpi.errors import NonFiniteError, ProtocolError
 from fedmpi.ledger.schema import MessageRow
 from fedmpi.wire import frame as framing
 from fedmpi.wire.message import Message, Schema
+
+FAULTS = ("", "dropout", "nonfinite")
+"""Why a conversation has no result: it has one; the client was lost; it sent NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class Reply:
         The result, or
     waiting : Arrived or None
         the bytes of it, to be decoded when its turn has come.
+    fault : str
+        One of `FAULTS`: why there is no result, if there is none.
     """
 
     round_idx: int
@@ -94,17 +99,23 @@ class Reply:
     report: TurnReport
     message: Message | None
     waiting: Arrived | None
+    fault: str = ""
 
     @property
     def held_nbytes(self) -> int:
         """Memory that the reply holds while it waits."""
         if self.waiting is not None:
             return int(self.waiting.body.size)
-        assert self.message is not None
-        return sum(8 * value.numel for value in self.message.values())
+        return sum(8 * value.numel for value in self.message.values()) if self.message is not None else 0
 
     def result(self, rank: Rank, schema: Schema) -> Message:
-        """Return the result, decoded now if it waited encoded; its row is then among `rows`."""
+        """Return the result, decoded now if it waited encoded; its row is then among `rows`.
+
+        Raises
+        ------
+        NonFiniteError
+            If it holds NaN or infinity; its row is among `rows` all the same.
+        """
         if self.message is None:
             assert self.waiting is not None
             message_class = framing.message_class_of(self.waiting.body)
@@ -112,7 +123,20 @@ class Reply:
             key = (self.round_idx, self.client_id, self.player)
             self.message, row = decode_up(rank, self.waiting, expected, schema, key)
             self.rows.append(row)
+            check_finite(self.message, key)
         return self.message
+
+
+def check_finite(message: Message, key: tuple[int, int, int]) -> None:
+    """Raise NonFiniteError if a client's message holds NaN or infinity; `key` is (round_idx, client_id, player)."""
+    field = message.nonfinite_field()
+    if field is not None:
+        round_idx, client_id, player = key
+        raise NonFiniteError(
+            f"client {client_id} on rank {player}, round {round_idx}: its message {message.kind!r} holds NaN or "
+            f"infinity in {field}. If its training diverged, a smaller train.lr or train.clip_norm may help; "
+            "server.nonfinite=drop leaves such replies out"
+        )
 
 
 def decode_up(

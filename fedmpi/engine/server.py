@@ -11,20 +11,21 @@ import numpy as np
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.engine.evaluation import Evaluation
 from fedmpi.engine.events import Listeners
-from fedmpi.engine.host import Host
 from fedmpi.engine.phases import PHASES
 from fedmpi.engine.rank import Rank, Topic, unpack_floats
-from fedmpi.engine.reply import Arrived, Reply, TurnReport
+from fedmpi.engine.reply import FAULTS, Arrived, Reply, TurnReport
 from fedmpi.engine.rows import join_parts, split_parts, unpack_rows
 from fedmpi.engine.schedule import Dispatcher
 from fedmpi.engine.setup import Setup
 from fedmpi.engine.statefile import pack_state
 from fedmpi.engine.totals import RunTotals, dismiss_workers
-from fedmpi.engine.worker import make_server_half
+from fedmpi.engine.worker import make_host, make_server_half
+from fedmpi.errors import NonFiniteError
 from fedmpi.ledger.digest import model_digest
 from fedmpi.ledger.schema import ROUND_COLUMNS
 from fedmpi.ledger.writer import LedgerWriter
 from fedmpi.wire import frame as framing
+from fedmpi.wire.message import Message
 
 _DENSE_ITEM_NBYTES = 4
 _OWN_COLUMNS = {column.name for column in ROUND_COLUMNS} - {"density"}
@@ -55,7 +56,7 @@ class Server:
         config = setup.config
         self._workers = list(range(1, rank.comm.size)) or [0]
         self._algorithm = make_server_half(setup)
-        self._host = Host(rank, self._algorithm, setup.schema, self._on_reply)
+        self._host = make_host(rank, setup, self._algorithm, self._on_reply)
         self._dispatcher = Dispatcher(
             self._workers, config.server.hold_nbytes, _DENSE_ITEM_NBYTES * setup.initial.layout.num_state
         )
@@ -106,7 +107,8 @@ class Server:
         with rank.timer.phase("aggregate"):
             self._algorithm.begin_round(round_idx, cohort)
         self._host.begin_round()
-        cost = {client: setup.num_samples(client) for client in cohort}
+        drops_out = setup.participation.drops_out
+        cost = {client: 0 if drops_out(round_idx, client) else setup.num_samples(client) for client in cohort}
         self._dispatcher.begin(
             cost, {client: self._workers_at_home(client) for client in cohort if client in self._homes}
         )
@@ -114,20 +116,26 @@ class Server:
         self._ledger_work()
         nbytes = {"down": 0, "up": 0}
         loss_sum = num_samples = 0.0
+        num_faults = 0
         for num_done, client_id in enumerate(cohort):
             rank.wait_until(lambda: client_id in self._replies, self._waiting_for, may_work=True)  # noqa: B023
             reply = self._replies.pop(client_id)
-            held_nbytes = reply.held_nbytes
-            result = reply.result(rank, setup.schema)
-            with rank.timer.phase("aggregate"):
-                self._algorithm.aggregate(round_idx, client_id, result)
-            self._held_nbytes -= held_nbytes
-            with rank.timer.phase("log"):
-                for message_row in reply.rows:
-                    self._ledger.add_message(message_row)
-                    nbytes[message_row.direction] += message_row.wire_nbytes
-                self._ledger.write_due()
-            if reply.report.num_samples:
+            self._held_nbytes -= reply.held_nbytes
+            try:
+                result = self._result(reply)
+            finally:
+                with rank.timer.phase("log"):
+                    for message_row in reply.rows:
+                        self._ledger.add_message(message_row)
+                        nbytes[message_row.direction] += message_row.wire_nbytes
+                    if reply.fault:
+                        num_faults += 1
+                        self._ledger.add_fault(round_idx, client_id, reply.player, reply.fault)
+                    self._ledger.write_due()
+            if result is not None:
+                with rank.timer.phase("aggregate"):
+                    self._algorithm.aggregate(round_idx, client_id, result)
+            if reply.report.num_samples and not reply.fault:
                 loss_sum += reply.report.loss * reply.report.num_samples
                 num_samples += reply.report.num_samples
             self._listeners.client_done(round_idx, num_done + 1, len(cohort))
@@ -148,6 +156,7 @@ class Server:
                 "wall_s": perf_counter() - start,
                 "round_idx": round_idx,
                 "num_clients": len(cohort),
+                "num_faults": num_faults,
                 "train_loss": loss_sum / num_samples if num_samples else float("nan"),
                 "test_loss": float("nan"),
                 "test_accuracy": float("nan"),
@@ -165,6 +174,18 @@ class Server:
             self._finish_evaluation()
             if not np.isnan(row["test_accuracy"]):
                 self._algorithm.evaluated(round_idx, row["test_loss"], row["test_accuracy"])
+
+    def _result(self, reply: Reply) -> Message | None:
+        """Return what a conversation came to, None if it came to nothing; then `reply.fault` says why."""
+        if reply.fault:
+            return None
+        try:
+            return reply.result(self._rank, self._setup.schema)
+        except NonFiniteError:
+            reply.fault = "nonfinite"
+            if self._setup.config.server.nonfinite == "drop":
+                return None
+            raise
 
     def _deal(self) -> None:
         """Give out work while workers can take it: clients first, then batches to test."""
@@ -223,7 +244,7 @@ class Server:
         if floats:
             step, send_t, recv_t, encode_s = floats
             waiting = Arrived(buffer, int(step), send_t, recv_t, encode_s)
-        else:
+        elif not envelope.step:
             message_class = framing.message_class_of(buffer)
             message, _ = framing.decode(buffer, (message_class,) if message_class else (), self._setup.schema)
         self._away.discard(envelope.client_id)
@@ -236,6 +257,7 @@ class Server:
                 TurnReport.from_body(report),
                 message,
                 waiting,
+                FAULTS[envelope.step],
             )
         )
 
@@ -262,7 +284,8 @@ class Server:
             self._rank,
             round_idx,
             packed,
-            num_test=int(self._setup.dataset.test_labels.size),
+            num_test=len(self._setup.dataset.test_labels),
+            num_labels=int(self._setup.dataset.test_labels.size),
             batch_size=config.evaluate.batch_size,
             num_workers=len(self._workers),
         )

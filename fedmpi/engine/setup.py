@@ -9,10 +9,12 @@ from fedmpi.algorithms.base import Algorithm, AlgorithmConfig
 from fedmpi.config import RunConfig
 from fedmpi.data.datasets import Dataset, load_dataset
 from fedmpi.data.partition import Partition, make_partition
+from fedmpi.engine.participation import Participation
+from fedmpi.errors import ConfigError
 from fedmpi.models import registry as models
 from fedmpi.models.initial import InitialModel, initial_model
-from fedmpi.models.registry import ImageShape, ModelConfig
-from fedmpi.rng import ANY, stream, stream_seed
+from fedmpi.models.registry import ModelConfig
+from fedmpi.rng import ANY, stream_seed
 from fedmpi.wire.message import Schema
 
 
@@ -26,21 +28,20 @@ class Setup:
     model_config: ModelConfig
     dataset: Dataset
     partition: Partition
-    shape: ImageShape
+    participation: Participation
     initial: InitialModel
     schema: Schema
+    dry_run: bool = False
 
     def build_initial(self, init_seed: int) -> InitialModel:
         """Return the model of a seed; that of the run's own seed is kept."""
         if init_seed == self.initial.init_seed:
             return self.initial
-        return initial_model(self.model_config, self.shape, self.dataset.num_classes, init_seed)
+        return initial_model(self.model_config, self.dataset.shape, self.dataset.num_classes, init_seed)
 
     def cohort(self, round_idx: int) -> list[int]:
-        """Return the round's clients in ascending order: drawn uniformly without replacement."""
-        rng = stream(self.config.seed, round_idx, ANY, "cohort")
-        count = self.config.participation.clients_per_round
-        return sorted(rng.choice(self.partition.num_clients, count, replace=False).tolist())
+        """Return the round's clients in ascending order."""
+        return self.participation.cohort(round_idx)
 
     def num_samples(self, client_id: int) -> int:
         """Return the size of a client's data."""
@@ -63,9 +64,20 @@ def prepare(config: RunConfig) -> Setup:
     algorithm, algorithm_config = algorithms.resolve(config.algorithm)
     model_config = models.resolve(config.model)
     dataset = load_dataset(config.data, config.seed)
-    partition = make_partition(config.partition, dataset.train_labels, dataset.num_classes, config.seed)
-    shape = ImageShape(*dataset.train_images.shape[1:])
+    partition = make_partition(
+        config.partition, dataset.train_labels, dataset.num_classes, config.seed, dataset.train_groups
+    )
+    if partition.num_clients < config.participation.clients_per_round:
+        raise ConfigError(
+            f"participation.clients_per_round must be at most the {partition.num_clients} clients that the partition "
+            f"has, got {config.participation.clients_per_round}"
+        )
+    participation = Participation(config.participation, partition.sizes, config.seed)
     init_seed = stream_seed(config.seed, ANY, ANY, "initial model") & 0x7FFFFFFF
-    initial = initial_model(model_config, shape, dataset.num_classes, init_seed)
+    initial = initial_model(model_config, dataset.shape, dataset.num_classes, init_seed)
+    if initial.from_file and config.server.initial_model == "seed":
+        raise ConfigError(
+            "server.initial_model must be auto or full with model.weights, whose numbers no seed stands for, got 'seed'"
+        )
     schema = algorithm.schema(algorithm_config, initial.layout)
-    return Setup(config, algorithm, algorithm_config, model_config, dataset, partition, shape, initial, schema)
+    return Setup(config, algorithm, algorithm_config, model_config, dataset, partition, participation, initial, schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from fedmpi.algorithms.base import ServerContext, ServerHalf
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.engine.host import Host
 from fedmpi.engine.rank import Rank, Topic, pack_floats
-from fedmpi.engine.reply import Reply
+from fedmpi.engine.reply import FAULTS, Reply
 from fedmpi.engine.rows import join_parts, pack_rows, split_parts
 from fedmpi.engine.setup import Setup
 from fedmpi.engine.statefile import unpack_state
@@ -20,9 +21,21 @@ from fedmpi.wire import frame as framing
 
 def make_server_half(setup: Setup) -> ServerHalf:
     """Build the algorithm's server half as the configuration has it."""
-    send_seed = setup.config.server.initial_model == "seed"
+    send_seed = setup.config.server.initial_model != "full" and not setup.initial.from_file
     context = ServerContext(setup.config.seed, setup.initial.layout, setup.initial, send_seed)
     return setup.algorithm.server(setup.algorithm_config, context)
+
+
+def make_host(rank: Rank, setup: Setup, algorithm: ServerHalf, on_reply: Callable[[Reply], None]) -> Host:
+    """Build the host of conversations as the configuration has it."""
+    return Host(
+        rank,
+        algorithm,
+        setup.schema,
+        on_reply,
+        drops_out=setup.participation.drops_out,
+        drop_nonfinite=setup.config.server.nonfinite == "drop",
+    )
 
 
 def run_worker(rank: Rank, setup: Setup) -> None:
@@ -52,13 +65,13 @@ def serve_conversations(rank: Rank, setup: Setup, algorithm: ServerHalf) -> None
             waiting = reply.waiting
             buffer = waiting.body
             times = (waiting.step, waiting.send_t, waiting.recv_t, waiting.encode_s)
-        else:
-            assert reply.message is not None
+        elif reply.message is not None:
             buffer = framing.encode(reply.message, setup.schema, rank.comm.pool).buffer
         body = join_parts(pack_rows(reply.rows), pack_floats(*reply.report.floats()), pack_floats(*times), buffer)
-        rank.send(0, Envelope(Topic.RESULT, False, reply.round_idx, reply.client_id, arg=reply.player), body)
+        fault = FAULTS.index(reply.fault)
+        rank.send(0, Envelope(Topic.RESULT, False, reply.round_idx, reply.client_id, fault, reply.player), body)
 
-    host = Host(rank, algorithm, setup.schema, on_reply)
+    host = make_host(rank, setup, algorithm, on_reply)
 
     def on_round(packet: Packet) -> None:
         host.begin_round()

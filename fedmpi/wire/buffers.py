@@ -10,10 +10,15 @@ import ctypes
 import mmap
 import sys
 import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
 _PAGE = mmap.PAGESIZE
+Memory: TypeAlias = mmap.mmap | memoryview
+"""Never an array: views of a lease would skip the lease if its own base were one."""
 
 
 class _Lease(np.ndarray):
@@ -34,8 +39,14 @@ class BufferPool:
     """
 
     def __init__(self) -> None:
-        self._free: list[mmap.mmap] = []
+        self._allocate: Callable[[int], Memory] = partial(mmap.mmap, -1)
+        self._free: list[Memory] = []
         self.allocated_nbytes = 0
+
+    def allocate_with(self, allocate: Callable[[int], Memory]) -> None:
+        """Take new memory from ``allocate(nbytes)`` from now on; what is free already is given up."""
+        self._allocate = allocate
+        self._free.clear()
 
     def lease(self, nbytes: int) -> np.ndarray:
         """Return a uint8 array of shape (nbytes,), contents undefined.
@@ -52,11 +63,22 @@ class BufferPool:
             memory = self._free.pop(best)
         else:
             size = max(_PAGE, -(-nbytes // _PAGE) * _PAGE)
-            memory = mmap.mmap(-1, size)
+            memory = self._allocate(size)
             self.allocated_nbytes += size
         lease = np.ndarray.__new__(_Lease, (nbytes,), np.uint8, buffer=memory)
         weakref.finalize(lease, self._free.append, memory).atexit = False
         return lease.view(np.ndarray)
+
+
+def pinned_memory(nbytes: int) -> memoryview:
+    """Return memory that a GPU copies to and from directly; pageable memory goes through a copy of CUDA's."""
+    import torch
+
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data
+
+
+STAGING = BufferPool()
+"""Where vectors of a GPU wait to be encoded: pinned once the rank has a GPU."""
 
 
 _FRAMED: weakref.WeakValueDictionary[int, _Lease] = weakref.WeakValueDictionary()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
@@ -110,6 +111,14 @@ class Message:
         """Return the values that are present, in the order of their declaration."""
         found = (getattr(self, field.name) for field in self.value_fields)
         return [value for value in found if value is not None]
+
+    def nonfinite_field(self) -> str | None:
+        """Return the name of the first field that holds NaN or infinity, None if all is finite."""
+        for value_field in self.value_fields:
+            value: Value | None = getattr(self, value_field.name)
+            if value is not None and not value.is_finite():
+                return value_field.name
+        return next((f.name for f in self.number_fields if not math.isfinite(getattr(self, f.name))), None)
 
     def num_params(self, schema: Schema) -> int:
         """Return the number of numbers that the message conveys to its receiver."""

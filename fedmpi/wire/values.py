@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmpi.wire.buffers import STAGING
+
 HEADROOM = 256
 """Bytes kept free before a framed vector: room for a frame's header, section table and scalars."""
 
@@ -16,12 +18,23 @@ DENSE_DTYPES = ("float32", "float64", "float16", "int64", "int32", "uint8")
 """numpy names of the dtypes of a `Dense`."""
 
 
+def to_host(vector: Tensor) -> np.ndarray:
+    """Copy a device's vector into a kept host buffer, which is pinned where there is a GPU."""
+    host = STAGING.lease(vector.numel() * vector.element_size())
+    torch.from_numpy(host).view(vector.dtype).copy_(vector)
+    return host.view(str(vector.dtype).removeprefix("torch."))
+
+
 class Value:
     """Base of the values; a message's fields are values or plain numbers."""
 
     @property
     def numel(self) -> int:
         """Number of numbers that the value stands for."""
+        raise NotImplementedError
+
+    def is_finite(self) -> bool:
+        """Return whether no number is NaN or infinite."""
         raise NotImplementedError
 
 
@@ -45,10 +58,18 @@ class Dense(Value):
     def numel(self) -> int:
         return int(self.array.size)
 
+    def is_finite(self) -> bool:
+        if self.array.dtype.kind != "f":
+            return True
+        # One number that is not finite makes the sum so; the sum of large numbers may be, too, and then each is asked.
+        with np.errstate(all="ignore"):
+            return bool(np.isfinite(self.array.sum())) or bool(np.isfinite(self.array).all())
+
     @classmethod
     def of(cls, tensor: Tensor) -> Dense:
         """Wrap a vector; no copy where it is contiguous and on the CPU. It must not change until it is encoded."""
-        return cls(tensor.detach().cpu().contiguous().numpy().reshape(-1))
+        vector = tensor.detach().reshape(-1)
+        return cls(vector.contiguous().numpy() if vector.device.type == "cpu" else to_host(vector))
 
     @classmethod
     def framed(cls, numel: int, dtype: str = "float32") -> Dense:

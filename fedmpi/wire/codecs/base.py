@@ -67,6 +67,8 @@ class Codec(Protocol):
 
     codec_id: int
     name: str
+    exact_size: bool
+    """Whether a payload's length follows from the number of values alone, so that it is known before training."""
 
     def encode(self, value: Value, spec: FieldSpec) -> Encoded:
         """Return the section; raises ValueError if the value is not what `spec` declares."""
@@ -100,6 +102,11 @@ def register(codec: Codec, default_for: type[Value] | None = None) -> None:
 def codec_by_id(codec_id: int) -> Codec | None:
     """Return the codec of a section table's byte, None where there is none."""
     return _CODECS.get(codec_id)
+
+
+def all_codecs() -> list[Codec]:
+    """Return the codecs in the order of their numbers."""
+    return [_CODECS[codec_id] for codec_id in sorted(_CODECS)]
 
 
 def codec_for(value: Value) -> Codec:

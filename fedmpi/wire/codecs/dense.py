@@ -16,6 +16,7 @@ class RawDense:
 
     codec_id = 2
     name = "raw"
+    exact_size = True
 
     def encode(self, value: Value, spec: FieldSpec) -> Encoded:
         assert isinstance(value, Dense)

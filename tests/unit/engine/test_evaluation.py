@@ -36,7 +36,9 @@ class Office(LocalCommunicator):
 def start(num_workers: int, num_test: int = NUM_TEST) -> tuple[Evaluation, Office]:
     office = Office()
     rank = Rank(office, 1.0)
-    evaluation = Evaluation(rank, 7, MODEL, num_test=num_test, batch_size=BATCH_SIZE, num_workers=num_workers)
+    evaluation = Evaluation(
+        rank, 7, MODEL, num_test=num_test, num_labels=num_test, batch_size=BATCH_SIZE, num_workers=num_workers
+    )
     return evaluation, office
 
 

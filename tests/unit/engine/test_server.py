@@ -94,10 +94,14 @@ def test_an_earlier_run_stays_until_all_checks_have_passed(tmp_path: Path) -> No
     assert rounds(tmp_path)["round_idx"].tolist() == [0, 1]
 
 
-def test_a_run_that_fails_its_checks_leaves_its_words_in_the_log(tmp_path: Path) -> None:
+def test_a_run_that_fails_its_checks_makes_nothing_and_says_one_thing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert go(tmp_path, data={"name": "mnist", "root": str(tmp_path / "absent")}) == 3
-    assert not (tmp_path / "out" / "ledger.h5").exists()
-    assert "failed: DataError" in (tmp_path / "out" / "log.txt").read_text()
+    assert not (tmp_path / "out").exists()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("fedmpi: error: data set mnist not found")
 
 
 STOP = """

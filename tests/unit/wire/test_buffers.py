@@ -114,3 +114,25 @@ def test_live_leases_never_overlap(ops: list[tuple[bool, int]]) -> None:
             assert lease.size == 0 or lease.min() == lease.max()
         spans = sorted((a.ctypes.data, a.ctypes.data + a.size) for a in live if a.size)
         assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+
+
+def test_memory_of_another_kind() -> None:
+    """As pinned memory is: an array's, where the usual is a mapping."""
+    pool = BufferPool()
+    pool.lease(100)
+    sizes: list[int] = []
+
+    def allocate(nbytes: int) -> memoryview:
+        sizes.append(nbytes)
+        return np.zeros(nbytes, np.uint8).data
+
+    pool.allocate_with(allocate)
+    first = pool.lease(3 * PAGE - 5)
+    assert sizes == [3 * PAGE]  # what was free before is given up
+    first[:] = 7
+    view, address = first[5:].view(), first.ctypes.data
+    del first
+    assert pool.lease(3 * PAGE).ctypes.data != address
+    assert (view == 7).all()
+    del view
+    assert address in {pool.lease(3 * PAGE).ctypes.data}

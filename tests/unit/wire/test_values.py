@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi.wire.values import HEADROOM, Dense
+from fedmpi.wire.values import HEADROOM, Dense, to_host
 
 
 def test_of_shares_the_memory_of_a_contiguous_tensor() -> None:
@@ -54,3 +54,39 @@ def test_values_are_compared_by_identity() -> None:
     array = np.zeros(2, np.float32)
     assert Dense(array) != Dense(array)
     assert len({Dense(array), Dense(array)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("numbers", "finite"),
+    [
+        ([], True),
+        ([0.0, -0.0, 1e38], True),
+        ([3e38, 3e38], True),  # their sum is infinite, they are not
+        ([1.0, np.nan], False),
+        ([np.inf, -np.inf], False),
+        ([1.0, -np.inf, 1.0], False),
+    ],
+)
+def test_is_finite(numbers: list[float], finite: bool) -> None:
+    assert Dense(np.array(numbers, np.float32)).is_finite() is finite
+
+
+def test_half_precision_overflows_in_a_sum_and_integers_are_finite() -> None:
+    assert Dense(np.full(100, 6e4, np.float16)).is_finite()
+    assert not Dense(np.array([6e4, np.inf], np.float16)).is_finite()
+    assert Dense(np.array([2**62, 2**62], np.int64)).is_finite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8, torch.float16])
+def test_what_comes_from_a_device_lies_in_kept_host_memory(dtype: torch.dtype) -> None:
+    """On a CPU as well: where the vector comes from does not matter to the copy."""
+    vector = torch.arange(50_000).to(dtype)
+    first = to_host(vector)
+    assert first.dtype == str(dtype).removeprefix("torch.")
+    assert np.array_equal(first, vector.numpy())
+    held = to_host(vector + 1)
+    assert np.array_equal(first, vector.numpy())  # a value in use is not overwritten
+    address = first.ctypes.data
+    del first
+    assert to_host(vector).ctypes.data == address
+    del held
