@@ -4,41 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import signal
-import socket
 import sys
-import time
-import traceback
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-import numpy as np
 import torch
 
-from fedmpi.comm.base import Communicator, Envelope, Packet
+from fedmpi.comm.base import Communicator
 from fedmpi.comm.placement import place_row
-from fedmpi.config import RunConfig, describe
+from fedmpi.config import RunConfig
+from fedmpi.configfile import describe
 from fedmpi.engine.clientstate import ClientStateStore, state_folder
 from fedmpi.engine.events import Listeners
-from fedmpi.engine.join import Membership, join
+from fedmpi.engine.join import Membership, NoRunError, join
 from fedmpi.engine.player import Player
-from fedmpi.engine.rank import Rank, Topic
+from fedmpi.engine.rank import Rank
 from fedmpi.engine.server import Server
 from fedmpi.engine.setup import Setup, prepare, resolve
 from fedmpi.engine.worker import run_worker
 from fedmpi.errors import EXIT_STOPPED, FedmpiError, OutputError, RemoteError
+from fedmpi.lastwords import fail, on_fail, refuse_to_start, words_of
 from fedmpi.ledger.reader import Ledger
+from fedmpi.ledger.schema import LEDGER_NAME
 from fedmpi.ledger.writer import LedgerWriter
 from fedmpi.report import banner, summary
 from fedmpi.report.console import Console
 from fedmpi.report.progress import Progress
-from fedmpi.wire.buffers import keep_freed_memory
-
-LEDGER_NAME = "ledger.h5"
-_LAST_WORDS_S = 8.0
+from fedmpi.wire.buffers import STAGING, keep_freed_memory, pinned_memory
 
 
 def run(config: RunConfig, out: Path, comm: Communicator, *, overwrite: bool = False) -> int:
@@ -61,20 +57,29 @@ def run(config: RunConfig, out: Path, comm: Communicator, *, overwrite: bool = F
     try:
         with _stop_flag() as stop, contextlib.ExitStack() as cleanup:
             config = resolve(config)
-            if comm.rank == 0:
-                return _serve(config, out, comm, overwrite, stop, cleanup)
-            _work(config, comm, cleanup)
-            return 0
+            if comm.rank != 0:
+                return _work(config, comm, cleanup)
+            # All that a user can get wrong is looked for first, while nothing is printed and the workers only prepare.
+            try:
+                check_output(out, overwrite)
+                setup = prepare(config)
+                rank, members = join(comm, config, on_fail=on_fail)
+                out.mkdir(parents=True, exist_ok=True)
+            except RemoteError:
+                raise
+            except FedmpiError as error:
+                return refuse_to_start(comm, error)
+            return _serve(setup, out, rank, members, stop, cleanup)
     except BaseException as error:
-        return _fail(comm, error)
+        return fail(comm, error)
     finally:
         comm.close()
 
 
 def _serve(
-    config: RunConfig, out: Path, comm: Communicator, overwrite: bool, stop: list[int], cleanup: contextlib.ExitStack
+    setup: Setup, out: Path, rank: Rank, members: Membership, stop: list[int], cleanup: contextlib.ExitStack
 ) -> int:
-    _check_output(out, overwrite)
+    config, comm = setup.config, rank.comm
     console = Console()
     cleanup.callback(console.close)
     ledger = None
@@ -82,10 +87,9 @@ def _serve(
         facts = banner.provenance(_mpi_library(comm))
         console.print(banner.banner(facts))
         console.print(banner.echo(config))
-        rank, members = join(comm, config, on_fail=_on_fail)
         console.print(banner.placement(members.places, members.warnings))
+        console.print(banner.data(setup))
         torch.set_num_threads(members.places[0].threads)
-        setup = prepare(config)
         # Only now that nothing is left to check is an earlier run overwritten.
         (out / LEDGER_NAME).unlink(missing_ok=True)
         (out / "config.yaml").write_text(describe(config))
@@ -110,7 +114,7 @@ def _serve(
             progress.close()
         ledger.finish("stopped" if totals.stopped else "done", totals.attributes())
     except BaseException as error:
-        words = f"failed: {_words(error)}"
+        words = f"failed: {words_of(error)}"
         if ledger is not None:
             with contextlib.suppress(FedmpiError):
                 ledger.finish(words, {})
@@ -132,11 +136,20 @@ def _serve(
     return EXIT_STOPPED if totals.stopped else 0
 
 
-def _work(config: RunConfig, comm: Communicator, cleanup: contextlib.ExitStack) -> None:
-    rank, members = join(comm, config)
-    setup = prepare(config)
+def _work(config: RunConfig, comm: Communicator, cleanup: contextlib.ExitStack) -> int:
+    problem = setup = None
+    try:
+        setup = prepare(config)
+    except FedmpiError as error:
+        problem = error
+    try:
+        rank, members = join(comm, config, problem=problem)
+    except NoRunError as error:
+        return error.exit_status
+    assert setup is not None, "rank 0 starts no run with a rank that has a problem"
     _start_player(rank, setup, members, cleanup)
     run_worker(rank, setup)
+    return 0
 
 
 def _start_player(rank: Rank, setup: Setup, members: Membership, cleanup: contextlib.ExitStack) -> None:
@@ -147,6 +160,8 @@ def _start_player(rank: Rank, setup: Setup, members: Membership, cleanup: contex
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.cuda.set_device(device)
+        for pool in (rank.comm.pool, STAGING):
+            pool.allocate_with(pinned_memory)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     folder = state_folder(setup.config.placement.state_dir, rank.comm.rank, members.token)
@@ -163,15 +178,23 @@ def _domain(config: RunConfig, members: Membership, rank: int) -> str:
     return f"{members.places[rank].host}:{state_folder(config.placement.state_dir, rank, members.token)}"
 
 
-def _check_output(out: Path, overwrite: bool) -> None:
+def check_output(out: Path, overwrite: bool) -> None:
+    """Raise `OutputError` if a run cannot be written to `out`; nothing is made."""
     if (out / LEDGER_NAME).exists() and not overwrite:
         raise OutputError(f"{out} holds a run already; choose another folder with -o, or --overwrite it")
+    for folder in (out, *out.absolute().parents):
+        if folder.exists():
+            break
+    if not folder.is_dir():
+        raise OutputError(f"cannot make the output folder {out}: {folder} is a file; choose another with -o")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        # Asking the file system beats asking about permissions, which root always has.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise OutputError(f"cannot make the output folder {out}: {error}") from error
-    if not os.access(out, os.W_OK):
-        raise OutputError(f"the output folder {out} is not writable")
+        raise OutputError(
+            f"the output folder {out} is not writable ({folder}: {error.strerror}); choose another with -o"
+        ) from error
 
 
 def _mpi_library(comm: Communicator) -> str:
@@ -196,50 +219,3 @@ def _stop_flag() -> Iterator[list[int]]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-
-
-def _on_fail(packet: Packet) -> None:
-    content = json.loads(packet.body.tobytes())
-    raise RemoteError(content["words"], content["status"])
-
-
-def _fail(comm: Communicator, error: BaseException) -> int:
-    """Say what went wrong, once, and end the job: a rank that is gone must not be waited for."""
-    if isinstance(error, FedmpiError):
-        status = error.exit_status
-    else:
-        status = 130 if isinstance(error, KeyboardInterrupt) else 1
-    words = _words(error)
-    if comm.size > 1 and not isinstance(error, RemoteError):
-        words = f"rank {comm.rank} on {socket.gethostname()}: {words}"
-    if not isinstance(error, FedmpiError) and not isinstance(error, KeyboardInterrupt):
-        traceback.print_exception(error, file=sys.stderr)
-    if comm.rank == 0:
-        text = str(error) if isinstance(error, RemoteError) else words
-        print(f"fedmpi: error: {text}", file=sys.stderr, flush=True)
-    if comm.size == 1:
-        return status
-    if comm.rank != 0:
-        _tell_server(comm, words, status)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    comm.abort(status)
-    return status
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return f"interrupted{f' ({error})' if error.args else ''}"
-    return f"{type(error).__name__}: {error}"
-
-
-def _tell_server(comm: Communicator, words: str, status: int) -> None:
-    """Let rank 0 close the ledger and end the job; if it does not in time, this rank does."""
-    print(f"fedmpi: {words}", file=sys.stderr, flush=True)
-    body = np.frombuffer(json.dumps({"words": words, "status": status}).encode(), np.uint8)
-    end = time.monotonic() + _LAST_WORDS_S
-    with contextlib.suppress(Exception):
-        comm.send(0, Envelope(Topic.FAIL), body)
-        while time.monotonic() < end:
-            comm.poll()
-            comm.nap(0.01)

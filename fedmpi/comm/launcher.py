@@ -16,6 +16,11 @@ _SIZE_AND_RANK = (
 )
 
 
+OTHER_LAUNCHER = (
+    "Use `fedmpi launch`, the mpiexec beside this python, or srun --mpi=pmi2 (MPICH) or --mpi=pmix (Open MPI)"
+)
+
+
 def launched_as() -> tuple[int, int] | None:
     """Return (size, rank) as the launcher's environment has it, None for a process that no launcher started."""
     pairs = list(_SIZE_AND_RANK)
@@ -44,7 +49,6 @@ def connect(config: CommConfig) -> Communicator:
     if launched[0] != comm.size:
         raise PlacementError(
             f"the launcher started {launched[0]} processes, but MPI ({mpi.library_version()}) sees {comm.size}: the "
-            "launcher belongs to another MPI. Use `fedmpi launch`, the mpiexec beside this python, or srun --mpi=pmi2 "
-            "(MPICH) or --mpi=pmix (Open MPI)"
+            f"launcher belongs to another MPI. {OTHER_LAUNCHER}"
         )
     return comm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from typing import Any
 
@@ -10,12 +11,36 @@ import numpy as np
 
 from fedmpi.comm.base import ENVELOPE_NBYTES, Envelope, Packet, Traffic
 from fedmpi.comm.doorbell import Doorbell
-from fedmpi.errors import ProtocolError
+from fedmpi.comm.launcher import OTHER_LAUNCHER
+from fedmpi.errors import PlacementError, ProtocolError
 from fedmpi.wire.buffers import BufferPool
 
 mpi4py.rc.threads = False  # one thread calls MPI; the library may leave out its locks
+mpi4py.rc.initialize = False  # the launcher is looked at first: see _start
+mpi4py.rc.finalize = True
 
 from mpi4py import MPI  # noqa: E402
+
+
+def library_version() -> str:
+    """Return the first line of what the MPI library calls itself."""
+    return " ".join(MPI.Get_library_version().split("\n")[0].strip("\0 ,").split())
+
+
+def _start() -> None:
+    """Initialize MPI, unless the launcher is one that this MPI library aborts under, in words of its own."""
+    if MPI.Is_initialized():
+        return
+    library = library_version()
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and "MPICH" in library:
+        raise PlacementError(
+            f"the launcher started {os.environ['OMPI_COMM_WORLD_SIZE']} processes, but MPI here is {library} and the "
+            f"launcher is Open MPI's. {OTHER_LAUNCHER}"
+        )
+    MPI.Init()
+
+
+_start()
 
 INLINE_NBYTES = 1 << 16
 """A body up to this size travels in one transfer with its envelope."""
@@ -157,8 +182,3 @@ class MpiCommunicator:
 
     def abort(self, status: int) -> None:
         self._comm.Abort(status)
-
-
-def library_version() -> str:
-    """Return the first line of what the MPI library calls itself."""
-    return " ".join(MPI.Get_library_version().split("\n")[0].strip("\0 ,").split())

@@ -14,6 +14,8 @@ from fedmpi import __version__
 from fedmpi.config import PlacementConfig
 from fedmpi.errors import PlacementError
 
+_CPU = ("cpu", platform.machine(), "")
+
 
 @dataclass(frozen=True)
 class RankFacts:
@@ -25,24 +27,29 @@ class RankFacts:
     host : str
     cores : list of int
         Cores that the process may run on.
-    gpus : list of str
-        Names and UUIDs of the GPUs that it sees; none for a rank that only serves.
+    gpus : list of (str, str)
+        Name and UUID of each GPU that it sees; none for a rank that only serves.
     bell : str
         Address of its doorbell.
     config_id : str
         Hash of the configuration it has read.
     versions : str
         Of fedmpi, torch and Python.
+    problem : str
+        Why this rank cannot take part, "" if it can; with the exit status of that.
+    problem_status : int
     """
 
     rank: int
     pid: int
     host: str
     cores: list[int]
-    gpus: list[str]
+    gpus: list[tuple[str, str]]
     bell: str
     config_id: str
     versions: str
+    problem: str = ""
+    problem_status: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,8 @@ class Place:
         Among the ranks of its host.
     device : str
         torch's name of the device.
-    device_name : str
+    device_name, device_uuid : str
+        Of the GPU; the machine's kind and "" on a CPU.
     cores : str
         Such as ``0-3``.
     threads : int
@@ -77,6 +85,7 @@ class Place:
     local_rank: int
     device: str
     device_name: str
+    device_uuid: str
     cores: str
     threads: int
     num_local: int
@@ -95,9 +104,18 @@ def gather_facts(rank: int, bell: str, config_id: str, *, is_worker: bool) -> Ra
     gpus = []
     for i in range(torch.cuda.device_count() if is_worker else 0):
         properties = torch.cuda.get_device_properties(i)
-        gpus.append(f"{properties.name} {getattr(properties, 'uuid', f'#{i}')}")
+        gpus.append((properties.name, str(getattr(properties, "uuid", f"#{i}"))))
     versions = f"fedmpi {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
     return RankFacts(rank, os.getpid(), socket.gethostname(), cores, gpus, bell, config_id, versions)
+
+
+def check_num_ranks(num_ranks: int, config: PlacementConfig) -> None:
+    """Raise PlacementError if the run asks for more ranks than there are."""
+    if num_ranks < config.min_ranks:
+        raise PlacementError(
+            f"placement.min_ranks={config.min_ranks}, but there {'is' if num_ranks == 1 else 'are'} {num_ranks}; start "
+            f"it with `fedmpi launch -n {config.min_ranks}`, mpirun or srun, or set placement.min_ranks lower"
+        )
 
 
 def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[list[Place], list[str]]:
@@ -113,7 +131,8 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
     Raises
     ------
     PlacementError
-        If a GPU is asked for and not there, or ranks differ in configuration or versions.
+        If a GPU is asked for and not there, or would be shared by more workers than asked for, or ranks differ in
+        configuration or versions.
     """
     for other in facts[1:]:
         if other.config_id != facts[0].config_id:
@@ -126,13 +145,11 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
         local = [fact for fact in facts if fact.host == host]
         cores = {core for fact in local for core in fact.cores}
         workers = [fact for fact in local if fact.rank > 0 or len(facts) == 1]
-        users: dict[str, int] = {}
+        # With one GPU bound to each task all are cuda:0, and only the UUIDs tell them apart.
+        users = {uuid: 0 for fact in workers for _, uuid in fact.gpus}
         for local_rank, fact in enumerate(local):
             is_worker = fact in workers
-            device, name = _device(fact, workers.index(fact), config) if is_worker else ("cpu", platform.machine())
-            if is_worker:
-                # With one GPU bound to each task all are cuda:0, and only the UUIDs tell them apart.
-                users[name] = users.get(name, 0) + 1
+            device, name, uuid = _device(fact, users, config) if is_worker else _CPU
             threads = max(1, len(cores) // len(local)) if config.threads == "auto" else config.threads
             role = "both" if len(facts) == 1 else "worker" if fact.rank else "server"
             own_cores = _ranges(fact.cores)
@@ -144,6 +161,7 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
                     local_rank,
                     device,
                     name,
+                    uuid,
                     own_cores,
                     threads,
                     len(local),
@@ -154,9 +172,13 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
         threads = places[-1].threads
         if len(workers) * threads > len(cores) and places[-1].device == "cpu":
             warnings.append(f"{host}: {len(workers)} workers x {threads} threads share {len(cores)} cores")
-        for name, count in users.items():
-            if name != platform.machine() and count > 1:
-                warnings.append(f"{host}: {count} workers share {name}")
+        _check_shared(host, users, config.clients_per_gpu)
+        shared = [count for count in users.values() if count > 1]
+        if shared:
+            warnings.append(
+                f"{host}: up to {max(shared)} workers share a GPU, as placement.clients_per_gpu allows; without MPS "
+                "they take turns"
+            )
     if config.threads == "auto":
         warnings.append(
             f"placement.threads=auto took {places[0].threads}: sums are split by threads, so results differ from those "
@@ -165,9 +187,10 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
     return sorted(places, key=lambda place: place.rank), warnings
 
 
-def _device(fact: RankFacts, worker_idx: int, config: PlacementConfig) -> tuple[str, str]:
+def _device(fact: RankFacts, users: dict[str, int], config: PlacementConfig) -> tuple[str, str, str]:
+    """Return device, name and UUID for a worker; `users` counts the workers of each GPU of the host, by UUID."""
     if config.device == "cpu" or (config.device == "auto" and not fact.gpus):
-        return "cpu", platform.machine()
+        return _CPU
     if not fact.gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise PlacementError(
@@ -175,8 +198,21 @@ def _device(fact: RankFacts, worker_idx: int, config: PlacementConfig) -> tuple[
             "placement.device=cpu runs without"
         )
     # A launcher that binds one GPU to each task leaves one visible; one that does not leaves all of them to share out.
-    gpu = worker_idx % len(fact.gpus)
-    return f"cuda:{gpu}", fact.gpus[gpu]
+    gpu = min(range(len(fact.gpus)), key=lambda i: (users[fact.gpus[i][1]], i))
+    name, uuid = fact.gpus[gpu]
+    users[uuid] += 1
+    return f"cuda:{gpu}", name, uuid
+
+
+def _check_shared(host: str, users: dict[str, int], clients_per_gpu: int) -> None:
+    most = max(users.values(), default=0)
+    if most > clients_per_gpu:
+        num_workers, num_gpus = sum(users.values()), len(users)
+        raise PlacementError(
+            f"{host}: {num_workers} workers for {num_gpus} GPU{'s' if num_gpus > 1 else ''} "
+            f"(placement.clients_per_gpu={clients_per_gpu}). Start fewer ranks, let them share with "
+            f"placement.clients_per_gpu={most}, or keep off the GPUs with placement.device=cpu"
+        )
 
 
 def _ranges(cores: Sequence[int]) -> str:

@@ -15,7 +15,9 @@ import torch
 
 from fedmpi import __version__
 from fedmpi.comm.placement import Place
-from fedmpi.config import RunConfig, describe
+from fedmpi.config import RunConfig
+from fedmpi.configfile import describe
+from fedmpi.engine.setup import Setup
 from fedmpi.report.console import table
 
 
@@ -59,9 +61,25 @@ def echo(config: RunConfig) -> str:
     return "configuration\n" + "\n".join("  " + line for line in describe(config).splitlines())
 
 
+def data(setup: Setup) -> str:
+    """Return one line on the data and how they are shared out."""
+    dataset, sizes = setup.dataset, setup.partition.sizes
+    text = (
+        f"data\n  {dataset.name}: {len(dataset.train_labels)} training and {len(dataset.test_labels)} test samples, "
+        f"{dataset.num_classes} classes\n  {setup.config.partition.name}: {sizes.size} clients with {sizes.min()} to "
+        f"{sizes.max()} samples, {sizes.sum()} in all"
+    )
+    if setup.partition.num_dropped:
+        text += f"\n  {setup.partition.num_dropped} clients got no sample and were left out"
+    return text
+
+
 def placement(places: Sequence[Place], warnings: Sequence[str]) -> str:
     """Return the placement table, and the warnings that go with it."""
-    header = ("rank", "role", "host", "local", "pid", "device", "name", "cores", "threads")
-    rows = [(p.rank, p.role, p.host, p.local_rank, p.pid, p.device, p.device_name, p.cores, p.threads) for p in places]
+    header = ("rank", "role", "host", "local", "pid", "device", "name", "uuid", "cores", "threads")
+    rows = [
+        (p.rank, p.role, p.host, p.local_rank, p.pid, p.device, p.device_name, p.device_uuid or "-", p.cores, p.threads)
+        for p in places
+    ]
     text = "placement\n" + table(header, rows)
     return "\n".join([text, *(f"  warning: {warning}" for warning in warnings)])

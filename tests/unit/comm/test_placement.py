@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+from dataclasses import replace
 
 import pytest
 
-from fedmpi.comm.placement import Place, RankFacts, gather_facts, place_ranks, place_row
+from fedmpi.comm.placement import Place, RankFacts, check_num_ranks, gather_facts, place_ranks, place_row
 from fedmpi.config import PlacementConfig
 from fedmpi.errors import PlacementError
 
@@ -18,7 +19,8 @@ AUTO = PlacementConfig()
 
 def facts(hosts: str, cores: int = 8, gpus: tuple[str, ...] = (), **changes: object) -> list[RankFacts]:
     """Return facts of ranks on hosts named by a letter each."""
-    same = {"cores": list(range(cores)), "gpus": list(gpus), "bell": "", "config_id": "c0ffee", "versions": "v1"}
+    pairs = [(name.split()[0], name.split()[-1]) for name in gpus]
+    same = {"cores": list(range(cores)), "gpus": pairs, "bell": "", "config_id": "c0ffee", "versions": "v1"}
     return [RankFacts(**{"rank": r, "pid": 100 + r, "host": host, **same, **changes}) for r, host in enumerate(hosts)]
 
 
@@ -49,7 +51,7 @@ def test_several_hosts_dealt_in_turn() -> None:
 
 
 def test_gpus_are_dealt_to_workers_and_the_server_takes_none() -> None:
-    places, warnings = place(facts("aaabb", gpus=("H200", "A100")), AUTO)
+    places, warnings = place(facts("aaabb", gpus=("H200 1", "A100 2")), AUTO)
     assert [(p.device, p.device_name) for p in places] == [
         ("cpu", platform.machine()), ("cuda:0", "H200"), ("cuda:1", "A100"), ("cuda:0", "H200"), ("cuda:1", "A100"),
     ]  # fmt: skip
@@ -62,14 +64,43 @@ def test_one_process_takes_the_gpu() -> None:
 
 
 def test_one_gpu_bound_to_each_task() -> None:
-    places, _ = place(facts("aabb", gpus=("H200",)), AUTO)
-    assert [p.device for p in places] == ["cpu", "cuda:0", "cuda:0", "cuda:0"]
+    """All are cuda:0; the UUIDs tell them apart."""
+    given = facts("aaa")
+    given[1:] = [replace(given[i], gpus=[("H200", f"GPU-{i}")]) for i in (1, 2)]
+    places, warnings = place(given, AUTO)
+    assert [(p.device, p.device_uuid) for p in places] == [("cpu", ""), ("cuda:0", "GPU-1"), ("cuda:0", "GPU-2")]
+    assert warnings == []
 
 
-def test_workers_that_share_a_gpu_are_pointed_out() -> None:
-    places, warnings = place(facts("aaaab", gpus=("H200 GPU-a", "H200 GPU-b")), AUTO)
+def test_workers_with_several_gpus_each_take_the_least_used() -> None:
+    """Rank 1 is bound to a GPU that the others see as their second."""
+    given = facts("aaaa", gpus=("H200 GPU-a", "H200 GPU-b", "H200 GPU-c"))
+    given[1] = replace(given[1], gpus=[("H200", "GPU-b")])
+    places, _ = place(given, AUTO)
+    assert [p.device_uuid for p in places] == ["", "GPU-b", "GPU-a", "GPU-c"]
+    assert [p.device for p in places] == ["cpu", "cuda:0", "cuda:0", "cuda:2"]
+
+
+def test_more_workers_than_gpus_only_when_asked_for() -> None:
+    given = facts("aaaab", gpus=("H200 GPU-a", "H200 GPU-b"))
+    with pytest.raises(PlacementError) as caught:
+        place_ranks(given, AUTO)
+    assert str(caught.value) == (
+        "a: 3 workers for 2 GPUs (placement.clients_per_gpu=1). Start fewer ranks, let them share with "
+        "placement.clients_per_gpu=2, or keep off the GPUs with placement.device=cpu"
+    )
+    places, warnings = place(given, PlacementConfig(clients_per_gpu=2))
     assert [p.device for p in places] == ["cpu", "cuda:0", "cuda:1", "cuda:0", "cuda:0"]
-    assert warnings == ["a: 2 workers share H200 GPU-a"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("a: up to 2 workers share a GPU")
+    with pytest.raises(PlacementError, match=r"a: 3 workers for 1 GPU .*clients_per_gpu=3"):
+        place_ranks(facts("aaaa", gpus=("H200 GPU-a",)), PlacementConfig(clients_per_gpu=2))
+
+
+def test_too_few_ranks() -> None:
+    check_num_ranks(3, PlacementConfig(min_ranks=3))
+    with pytest.raises(PlacementError, match=r"min_ranks=3, but there are 2; start it with `fedmpi launch -n 3`"):
+        check_num_ranks(2, PlacementConfig(min_ranks=3))
 
 
 def test_cpu_is_cpu_where_there_is_a_gpu() -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from fedmpi import __version__
 from fedmpi.comm.placement import Place
-from fedmpi.config import RunConfig, describe
+from fedmpi.config import RunConfig
+from fedmpi.configfile import describe
 from fedmpi.report import banner
 
 git_only = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
@@ -115,15 +116,15 @@ def test_the_echo_is_the_configuration() -> None:
 
 def test_the_placement_table() -> None:
     places = [
-        Place(0, "server", "node1", 0, "cpu", "x86_64", "0-3", 1, 2, 8, 1000),
-        Place(1, "worker", "node1", 1, "cuda:0", "NVIDIA H200", "4-7", 1, 2, 8, 1001),
-        Place(10, "worker", "n2", 0, "cpu", "x86_64", "0", 16, 1, 1, 9),
+        Place(0, "server", "node1", 0, "cpu", "x86_64", "", "0-3", 1, 2, 8, 1000),
+        Place(1, "worker", "node1", 1, "cuda:0", "NVIDIA H200", "GPU-1f", "4-7", 1, 2, 8, 1001),
+        Place(10, "worker", "n2", 0, "cpu", "x86_64", "", "0", 16, 1, 1, 9),
     ]
     text = banner.placement(places, ["n2: slow", "node1: hot"])
     title, *lines, first, second = text.split("\n")
     assert title == "placement"
-    assert lines[0].split() == ["rank", "role", "host", "local", "pid", "device", "name", "cores", "threads"]
-    assert lines[3].split() == ["1", "worker", "node1", "1", "1001", "cuda:0", "NVIDIA", "H200", "4-7", "1"]
+    assert lines[0].split() == ["rank", "role", "host", "local", "pid", "device", "name", "uuid", "cores", "threads"]
+    assert lines[3].split() == ["1", "worker", "node1", "1", "1001", "cuda:0", "NVIDIA", "H200", "GPU-1f", "4-7", "1"]
     assert len(lines) == 2 + 3
     assert len({len(line) for line in lines}) == 1
     assert (first, second) == ("  warning: n2: slow", "  warning: node1: hot")

@@ -1,0 +1,83 @@
+"""How a run ends that cannot go on: what is said, by whom, and that nobody is left waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import sys
+import time
+import traceback
+
+import numpy as np
+
+from fedmpi.comm.base import Communicator, Envelope, Packet
+from fedmpi.engine.rank import Topic
+from fedmpi.errors import FedmpiError, RemoteError
+
+_LAST_WORDS_S = 8.0
+_DISMISSAL_S = 5.0
+
+
+def words_of(error: BaseException) -> str:
+    """Return what went wrong as a user reads it; a class name only where the error is not one of fedmpi's."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted{f' ({error})' if error.args else ''}"
+    return str(error) if isinstance(error, FedmpiError) else f"{type(error).__name__}: {error}"
+
+
+def status_of(error: BaseException) -> int:
+    """Return the exit status that goes with an error."""
+    if isinstance(error, FedmpiError):
+        return error.exit_status
+    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+
+
+def refuse_to_start(comm: Communicator, error: FedmpiError) -> int:
+    """Rank 0 finds that the run cannot start: say so, send the workers, who wait for its welcome, home; quietly."""
+    print(f"fedmpi: error: {error}", file=sys.stderr, flush=True)
+    for worker in range(1, comm.size):
+        comm.send(worker, Envelope(Topic.QUIT, arg=error.exit_status))
+    end = time.monotonic() + _DISMISSAL_S
+    while comm.num_unsent() and time.monotonic() < end:
+        comm.poll()
+        comm.nap(0.001)
+    return error.exit_status
+
+
+def fail(comm: Communicator, error: BaseException) -> int:
+    """Say what went wrong, once, and end the job: a rank that is gone must not be waited for."""
+    status, words = status_of(error), words_of(error)
+    if comm.size > 1 and not isinstance(error, RemoteError):
+        words = f"rank {comm.rank} on {socket.gethostname()}: {words}"
+    if not isinstance(error, FedmpiError) and not isinstance(error, KeyboardInterrupt):
+        traceback.print_exception(error, file=sys.stderr)
+    if comm.rank == 0:
+        print(f"fedmpi: error: {words}", file=sys.stderr, flush=True)
+    if comm.size == 1:
+        return status
+    if comm.rank != 0:
+        _tell_server(comm, words, status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    comm.abort(status)
+    return status
+
+
+def on_fail(packet: Packet) -> None:
+    """Raise what another rank said before it ended."""
+    content = json.loads(packet.body.tobytes())
+    raise RemoteError(content["words"], content["status"])
+
+
+def _tell_server(comm: Communicator, words: str, status: int) -> None:
+    """Let rank 0 say it, close the ledger and end the job; if it does not in time, this rank does."""
+    body = np.frombuffer(json.dumps({"words": words, "status": status}).encode(), np.uint8)
+    end = time.monotonic() + _LAST_WORDS_S
+    with contextlib.suppress(Exception):
+        comm.send(0, Envelope(Topic.FAIL), body)
+        while time.monotonic() < end:
+            comm.poll()
+            comm.nap(0.01)
+    print(f"fedmpi: {words}", file=sys.stderr, flush=True)
