@@ -1,13 +1,12 @@
-"""The command line. Heavy imports wait until a command needs them, so that help is quick."""
+"""The command line: what can be typed. Heavy imports wait until a command needs them, so that help is quick."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedmpi import __version__
@@ -25,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.overrides += rest
     try:
         status: int = args.command(args)
+        sys.stdout.flush()
         return status
     except FedmpiError as error:
         if _launched_rank() == 0:  # ranks that a launcher started would all say the same
@@ -33,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fedmpi: error: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read has read enough, as `head` does; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _launched_rank() -> int:
@@ -47,37 +51,89 @@ def _parser() -> argparse.ArgumentParser:
         prog="fedmpi",
         description="Simulate communication-efficient federated learning over MPI, with every byte measured.",
         epilog="Exit statuses: 0 done, 1 unexpected error, 2 configuration or usage, 3 data missing, 4 placement or "
-        "launch, 5 protocol or time-out, 6 output, 75 stopped early.",
+        "launch, 5 protocol or time-out, 6 output, 75 stopped early; docs/exit_statuses.md has causes and ways out.",
     )
     parser.add_argument("--version", action="version", version=f"fedmpi {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser(
-        "run", help="run a configuration, alone or under mpirun",
-        description="Run a configuration. Under mpirun or srun rank 0 is the server and the others are workers; "
-        "without, one process is both and sends itself the same bytes.",
+    def add(name: str, handler: Callable[[argparse.Namespace], int], short: str, long: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=short, description=long)
+        command.set_defaults(command=handler)
+        return command
+
+    run = add(
+        "run", _run, "run a configuration, alone or under mpirun",
+        "Run a configuration. Under mpirun or srun rank 0 is the server and the others are workers; without, one "
+        "process is both and sends itself the same bytes.",
     )  # fmt: skip
     _add_run_arguments(run)
-    run.set_defaults(command=_run)
-
-    launch = commands.add_parser(
-        "launch", help="run a configuration on N ranks of this machine",
-        description="Start this environment's own mpiexec with N ranks of `fedmpi run`, with what root and more ranks "
-        "than cores need, and say what happened if a rank dies.",
+    launch = add(
+        "launch", _launch, "run a configuration on N ranks of this machine",
+        "Start this environment's own mpiexec with N ranks of `fedmpi run`, with what root and more ranks than cores "
+        "need, and say what happened if a rank dies.",
     )  # fmt: skip
     launch.add_argument(
         "-n", dest="num_ranks", type=int, required=True, metavar="N", help="ranks: a server and N-1 workers"
     )
     _add_run_arguments(launch)
-    launch.set_defaults(command=_launch)
 
-    info = commands.add_parser(
-        "info", help="summarize a ledger", description="Summarize a ledger, of a killed run too."
+    info = add("info", _late("info"), "summarize ledgers", "Summarize ledgers, of killed runs too.")
+    _add_ledger_argument(info, several=True)
+    info.add_argument("--json", action="store_true", help="print JSON; a list if there are several files")
+    check = add(
+        "check", _late("check"), "check that ledgers are sound",
+        "Check that ledgers are whole and that their numbers agree with each other; status 6 if one is not.",
+    )  # fmt: skip
+    _add_ledger_argument(check, several=True)
+    export = add(
+        "export", _late("export"), "write a ledger's tables as CSV",
+        "Write a ledger's tables as CSV: messages, rounds, faults, partition, placement and attributes.",
+    )  # fmt: skip
+    _add_ledger_argument(export)
+    export.add_argument("--csv", action="store_true", required=True, help="the format")
+    export.add_argument(
+        "-o", "--out", type=Path, metavar="OUT", help="folder for the files (default: csv/ beside FILE)"
     )
-    info.add_argument("file", type=Path, metavar="FILE", help="ledger.h5, or the folder of a run")
-    info.add_argument("--json", action="store_true", help="print JSON")
-    info.set_defaults(command=_info)
+    export.add_argument("--table", metavar="NAME", help="print this table alone to standard output")
+    export.add_argument("--overwrite", action="store_true", help="replace files that are there")
+
+    listing = add(
+        "list", _late("list_choices"), "list algorithms, data sets, partitions, models, codecs",
+        "List what a configuration can name, one line each.",
+    )  # fmt: skip
+    listing.add_argument("what", nargs="?", metavar="WHAT", help="only one of the five, such as `models`")
+    config = add(
+        "config", _late("config"), "list every setting with type, default and meaning",
+        "List every key of a configuration with its type, default, range and meaning.",
+    )  # fmt: skip
+    config.add_argument("key", nargs="?", metavar="KEY", help="only this section or key, such as `train` or `train.lr`")
+    config.add_argument("--markdown", action="store_true", help="as docs/configuration.md has it")
+    fetch = add(
+        "fetch", _late("fetch"), "download a data set",
+        "Download a data set's files into the cache, checked against their published checksums and resumed where an "
+        "earlier try was cut off. A run never downloads anything.",
+    )  # fmt: skip
+    fetch.add_argument("name", metavar="DATASET")
+    fetch.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder (default: the cache, where runs look)")
     return parser
+
+
+def _late(name: str) -> Callable[[argparse.Namespace], int]:
+    """Return a handler that imports `fedmpi.commands` when it is called."""
+
+    def handler(args: argparse.Namespace) -> int:
+        from fedmpi import commands
+
+        status: int = getattr(commands, name)(args)
+        return status
+
+    return handler
+
+
+def _add_ledger_argument(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", nargs="+" if several else None, help="ledger.h5, or the folder of a run"
+    )
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +141,22 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
     parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="output folder (default: runs/CONFIG)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that OUT holds")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything; print placement, memory a rank and bytes a round by kind of message; train nothing",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
     # Until the run has its own handler, a wish to stop must not kill the process.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    from fedmpi.config import load_config
+    from fedmpi.comm.launcher import launched_as
+
+    if args.dry_run:
+        size, rank = launched_as() or (1, 0)
+        return _dry_run(args, size) if rank == 0 else 0
+    from fedmpi.configfile import load_config
 
     config = load_config(args.config, args.overrides)
     from fedmpi.comm.launcher import connect
@@ -102,9 +168,22 @@ def _run(args: argparse.Namespace) -> int:
         "OMP_NUM_THREADS", "1" if config.placement.threads == "auto" else str(config.placement.threads)
     )
     comm = connect(config.comm)
+    from fedmpi.comm.placement import check_num_ranks
     from fedmpi.runner import run
 
+    check_num_ranks(comm.size, config.placement)
+
     return run(config, _out(args), comm, overwrite=args.overwrite)
+
+
+def _dry_run(args: argparse.Namespace, num_ranks: int) -> int:
+    from fedmpi.configfile import load_config
+
+    config = load_config(args.config, args.overrides)
+    from fedmpi.dryrun import dry_run
+    from fedmpi.engine.setup import resolve
+
+    return dry_run(resolve(config), _out(args), num_ranks, overwrite=args.overwrite)
 
 
 def _out(args: argparse.Namespace) -> Path:
@@ -113,22 +192,10 @@ def _out(args: argparse.Namespace) -> Path:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    from fedmpi.launch import launch
+    from fedmpi.launch import check_num_ranks, launch
 
+    check_num_ranks(args.num_ranks)
+    if args.dry_run:
+        return _dry_run(args, args.num_ranks)
     command = ["run", str(args.config), *args.overrides, "-o", str(_out(args))]
     return launch(args.num_ranks, command + (["--overwrite"] if args.overwrite else []), _out(args))
-
-
-def _info(args: argparse.Namespace) -> int:
-    from fedmpi.ledger.reader import Ledger
-
-    # The folder of a run stands for its ledger.
-    with Ledger(args.file / "ledger.h5" if args.file.is_dir() else args.file) as ledger:
-        summary = ledger.summary()
-    if args.json:
-        print(json.dumps(summary, indent=2))
-    else:
-        from fedmpi.report.summary import info_text
-
-        print(info_text(summary))
-    return 0

@@ -47,6 +47,12 @@ def find_mpiexec() -> str:
     return found
 
 
+def check_num_ranks(num_ranks: int) -> None:
+    """Raise `PlacementError` for a number of ranks that cannot be."""
+    if num_ranks < 1:
+        raise PlacementError(f"-n must be at least 1, got {num_ranks}")
+
+
 def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
     """Run ``fedmpi ARGUMENTS`` on `num_ranks` ranks of this machine.
 
@@ -55,8 +61,7 @@ def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
     int
         The job's exit status; 128 + the signal's number if a rank was killed.
     """
-    if num_ranks < 1:
-        raise PlacementError(f"-n must be at least 1, got {num_ranks}")
+    check_num_ranks(num_ranks)
     command = [find_mpiexec(), "-n", str(num_ranks), sys.executable, "-m", "fedmpi", *arguments]
     env = {**os.environ, **MPI_ENVIRONMENT}
     if sys.stdout.isatty():
@@ -100,8 +105,9 @@ def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
 def _what_is_left(out: Path, pid: int) -> tuple[str, str]:
     """Return which rank a process was, and what its run's ledger holds, as far as the ledger tells."""
     from fedmpi.ledger.reader import Ledger
+    from fedmpi.ledger.schema import LEDGER_NAME
 
-    path = out / "ledger.h5"
+    path = out / LEDGER_NAME
     try:
         with Ledger(path) as ledger:
             summary = ledger.summary()

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="starts ranks of its own; this pytest is a rank itself"))
 
 
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """Put back what a command that ran in this process did to signals: children inherit that one is ignored."""
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
 @pytest.fixture
 def launches() -> None:
     """For tests that start jobs themselves: they are skipped inside somebody's mpiexec."""
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run a command of the command line in this process, which saves the start: status, output and errors."""
+    import torch
+
+    from fedmpi.cli import main
+
+    threads = torch.get_num_threads()
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        return main([str(argument) for argument in arguments]), *capfd.readouterr()
+
+    yield command
+    torch.set_num_threads(threads)
 
 
 @pytest.hookimpl(tryfirst=True)

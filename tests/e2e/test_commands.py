@@ -12,7 +12,7 @@ import pytest
 import yaml
 from support import OPENMPI_PYTHON, digests, run_ranks, write_config
 
-from fedmpi.config import load_config
+from fedmpi.configfile import load_config
 from fedmpi.ledger.reader import Ledger
 
 ROOT = Path(__file__).parent.parent.parent
@@ -101,7 +101,7 @@ def test_a_second_run_does_not_overwrite_unasked(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["train.lr=-1"], 2, "train.lr: Input should be greater than 0, got -1"),
+        (["train.lr=-1"], 2, "train.lr must be above 0, got -1"),
         (["train.learning_rate=1"], 2, "train.learning_rate: unknown key"),
         (["algorithm.name=fedsomething"], 2, "algorithm.name must be one of"),
         (["algorithm.mu=1"], 2, "algorithm.mu: unknown key"),

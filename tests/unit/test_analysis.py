@@ -10,17 +10,26 @@ from fedmpi.ledger.writer import LedgerWriter
 
 pytest.importorskip("matplotlib")
 
-SCRIPT = Path(__file__).parents[2] / "analysis" / "accuracy_vs_bytes.py"
+FOLDER = Path(__file__).parents[2] / "analysis"
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("accuracy_vs_bytes", SCRIPT)
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load("accuracy_vs_bytes")
+
+
+@pytest.fixture(scope="module")
+def partition_script():
+    return load("partition")
 
 
 def write(path: Path, algorithm: str, nbytes: int, every: int = 2, status: str = "done") -> Path:
@@ -57,3 +66,75 @@ def test_nothing_to_plot(script, tmp_path, capsys):
         script.main([str(write(tmp_path / "a.h5", "fedavg", 1, every=0)), "-o", str(tmp_path / "o.png")])
     assert script.main([str(tmp_path / "none"), "-o", str(tmp_path / "o.png")]) == 6
     assert "no such file" in capsys.readouterr().err
+
+
+def write_partition(path: Path, counts: np.ndarray, config: str, labels_per_sample: int = 1) -> Path:
+    writer = LedgerWriter(path, attrs={}, config_yaml=config, flush_s=1.0)
+    writer.set_partition(counts.sum(axis=1) // labels_per_sample, counts)
+    writer.finish("done", {})
+    return path
+
+
+DIRICHLET = """\
+data:
+  name: mnist
+partition:
+  name: dirichlet
+  num_clients: 7  # set
+  beta: 0.5
+  empty_clients: drop
+"""
+
+
+@pytest.mark.parametrize("num_clients", [1, 2, 60, 61, 900])
+def test_partition_plot(partition_script, tmp_path, num_clients):
+    counts = np.random.default_rng(0).integers(0, 3, (num_clients, 10)) * 40
+    ledger, out = write_partition(tmp_path / "a.h5", counts, DIRICHLET), tmp_path / "out.png"
+    assert partition_script.main([str(ledger), "-o", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_partition_of_ones(partition_script, tmp_path):
+    """One colour only: a scale from 1 to 1 would be no scale."""
+    ledger, out = write_partition(tmp_path / "a.h5", np.eye(3, dtype=int), DIRICHLET), tmp_path / "out.png"
+    assert partition_script.main([str(ledger), "-o", str(out)]) == 0
+
+
+def test_partition_title(partition_script, tmp_path):
+    counts = np.full((5, 10), 200)
+    holdings = partition_script.read_holdings(write_partition(tmp_path / "a.h5", counts, DIRICHLET))
+    title = "mnist, dirichlet (beta 0.5)\nclients: 5 of 7, samples: 10,000, classes: 10"
+    assert holdings.title == title
+    natural = "data: {name: play_mini}\npartition: {name: natural, num_clients: null, min_samples: 3}\n"
+    holdings = partition_script.read_holdings(write_partition(tmp_path / "b.h5", counts, natural, 80))
+    assert holdings.title == "play_mini, natural (min_samples 3)\nclients: 5, samples: 125, characters: 10"
+    np.testing.assert_array_equal(holdings.class_counts, counts)
+
+
+def test_partition_rows(partition_script):
+    few = partition_script.choose_rows(np.ones((60, 3), int), "class")
+    np.testing.assert_array_equal(few.clients, np.arange(60))
+    np.testing.assert_array_equal(few.edges, np.arange(61) - 0.5)
+    counts = np.random.default_rng(0).integers(0, 50, (100, 3))
+    sorted_rows = partition_script.choose_rows(counts, "character")
+    assert "largest character" in sorted_rows.label
+    assert sorted(sorted_rows.clients) == list(range(100))
+    assert (np.diff(counts.argmax(axis=1)[sorted_rows.clients]) >= 0).all()
+    many = partition_script.choose_rows(np.ones((2001, 3), int), "class")
+    assert "1 in 3 is drawn" in many.label
+    assert len(many.clients) == 667
+    assert (many.edges[0], many.edges[-1], len(many.edges)) == (0, 2001, 668)
+
+
+def test_no_partition_to_plot(partition_script, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="table of clients and classes"):
+        partition_script.main([str(write(tmp_path / "a.h5", "fedavg", 1)), "-o", str(tmp_path / "o.png")])
+    assert partition_script.main([str(tmp_path / "none"), "-o", str(tmp_path / "o.png")]) == 6
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_scripts_import_the_ledgers_reader_and_nothing_else_of_fedmpi():
+    for path in FOLDER.glob("*.py"):
+        lines = [line.strip() for line in path.read_text().splitlines() if "import" in line and "fedmpi" in line]
+        assert lines
+        assert all(line.startswith("from fedmpi.ledger.reader import ") for line in lines)

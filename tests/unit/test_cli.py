@@ -61,7 +61,7 @@ def test_overrides_stand_before_options_and_after(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().err
     assert said.startswith(f"fedmpi: error: {file}: ")
     for key, value in (("train.lr", -1), ("train.batch_size", 0), ("rounds", 0), ("seed", -4)):
-        assert any(line.split(f"{file}: ")[-1].startswith(f"{key}: ") for line in said.splitlines())
+        assert any(line.split(f"{file}: ")[-1].startswith(f"{key} must be ") for line in said.splitlines())
         assert f"got {value}" in said
     assert not out.exists()
 

@@ -1,0 +1,147 @@
+"""``fedmpi run --dry-run``: everything is checked and the messages of two rounds are made, but nothing is trained.
+
+The rounds go through the same engine in this process, over the clients that the run would draw, and are logged in a
+ledger that is thrown away. So the bytes of kinds whose size does not follow from what was learnt are those of the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedmpi.comm.local import LocalCommunicator
+from fedmpi.comm.placement import RankFacts, check_num_ranks, gather_facts, place_ranks
+from fedmpi.config import RunConfig
+from fedmpi.configfile import describe
+from fedmpi.engine.clientstate import ClientStateStore
+from fedmpi.engine.events import Listeners
+from fedmpi.engine.memory import RankMemory, estimate_memory, resident_nbytes
+from fedmpi.engine.player import Player
+from fedmpi.engine.rank import Rank
+from fedmpi.engine.server import Server
+from fedmpi.engine.setup import Setup, prepare
+from fedmpi.ledger.reader import Ledger
+from fedmpi.ledger.schema import LEDGER_NAME
+from fedmpi.ledger.writer import LedgerWriter
+from fedmpi.report import banner
+from fedmpi.report.console import megabytes, table
+from fedmpi.runner import check_output
+from fedmpi.wire.codecs.base import all_codecs
+
+NUM_ROUNDS = 2
+
+
+def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = False) -> int:
+    """Check a run as if on `num_ranks` ranks of this machine and print what it would take; return the exit status.
+
+    Raises
+    ------
+    FedmpiError
+        Whatever the run itself would be refused with.
+    """
+    program_nbytes = resident_nbytes()
+    check_output(out, overwrite)
+    check_num_ranks(num_ranks, config.placement)
+    setup = dataclasses.replace(prepare(config), dry_run=True)
+    places, warnings = place_ranks(_facts(num_ranks), config.placement)
+    with tempfile.TemporaryDirectory(prefix="fedmpi-dry-run-") as folder:
+        messages = messages_of_rounds(setup, Path(folder))
+    print(banner.banner(banner.provenance("not started")))
+    print(banner.echo(config))
+    print(banner.data(setup))
+    print(banner.placement([dataclasses.replace(place, pid=0) for place in places], warnings))
+    ups = messages["wire_nbytes"][messages["direction"] == "up"]
+    memory = estimate_memory(setup, places, program_nbytes, int(ups.max(initial=0)))
+    print(memory_table(memory))
+    print(message_table(messages, config.rounds))
+    num_kept_rounds = min(NUM_ROUNDS, config.rounds)
+    down, up = (_whole_run(_sums(messages, direction), config.rounds, num_kept_rounds) for direction in ("down", "up"))
+    print(
+        f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds would send about "
+        f"down_bytes={down} up_bytes={up}"
+    )
+    return 0
+
+
+def messages_of_rounds(setup: Setup, folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Hold the first rounds' conversations without training; return the columns of their messages."""
+    config = setup.config
+    evaluate = config.evaluate.model_copy(update={"every": 0})
+    short = config.model_copy(update={"rounds": min(NUM_ROUNDS, config.rounds), "evaluate": evaluate})
+    setup = dataclasses.replace(setup, config=short)
+    rank = Rank(LocalCommunicator(), config.comm.timeout_s)
+    store = ClientStateStore(folder / "state", rank.comm.pool)
+    path = folder / LEDGER_NAME
+    writer = LedgerWriter(path, attrs={}, config_yaml=describe(config), flush_s=config.ledger.flush_s)
+    try:
+        Player(rank, setup, torch.device("cpu"), store)
+        Server(rank, setup, ["here"], writer, Listeners([])).run(lambda: False)
+        writer.finish("done", {})
+        with Ledger(path) as ledger:
+            return ledger.messages
+    finally:
+        writer.finish("failed: dry run", {})
+        store.close()
+
+
+def _facts(num_ranks: int) -> list[RankFacts]:
+    own = gather_facts(0, "", "", is_worker=True)
+    return [dataclasses.replace(own, rank=rank) for rank in range(num_ranks)]
+
+
+def memory_table(memory: Sequence[RankMemory]) -> str:
+    """Return the estimates, one row for the server and one for all workers."""
+    shown = {rank.role: rank for rank in reversed(memory)}
+    rows = []
+    for role in ("both", "server", "worker"):
+        if role in shown:
+            rank, count = shown[role], sum(other.role == role for other in memory)
+            parts = (rank.program, rank.data, rank.model, rank.activations, rank.messages, rank.total)
+            rows.append((role, count, *(f"{part / 1e6:.0f}" for part in parts)))
+    header = ("role", "ranks", "program", "data", "model", "activations", "messages", "total")
+    title = (
+        "memory a rank (MB, estimated; ranks of a node share the data; MPI and the kernels' own buffers come on top)"
+    )
+    return f"{title}\n{table(header, rows)}"
+
+
+def message_table(messages: dict[str, np.ndarray[Any, Any]], num_rounds: int) -> str:
+    """Return the messages of the first round and of a later one by kind; sizes in bytes."""
+    exact = {codec.name: codec.exact_size for codec in all_codecs()}
+    rows = []
+    for round_idx in range(min(NUM_ROUNDS, num_rounds)):
+        for direction in ("down", "up"):
+            of_direction = (messages["round_idx"] == round_idx) & (messages["direction"] == direction)
+            for kind in dict.fromkeys(messages["kind"][of_direction].tolist()):
+                chosen = of_direction & (messages["kind"] == kind)
+                wire = int(messages["wire_nbytes"][chosen].sum())
+                is_exact = all(exact.get(codec, True) for codec in set(messages["codec"][chosen].tolist()))
+                if not is_exact:  # every codec that depends on the values may fall back to sending them as they are
+                    wire = int((messages["header_nbytes"] + messages["dense_nbytes"])[chosen].sum())
+                count = int(np.count_nonzero(chosen))
+                name = "1" if round_idx == 0 else "later"
+                rows.append(
+                    (name, direction, kind, count, f"{'' if is_exact else '<= '}{wire}", f"{wire / count:.0f}",
+                     megabytes(wire))
+                )  # fmt: skip
+    header = ("round", "direction", "kind", "messages", "bytes", "B/message", "MB")
+    title = "messages of a round (<= where the size depends on what is learnt, else exact)\n"
+    return title + table(header, rows, left=3)
+
+
+def _sums(messages: dict[str, np.ndarray[Any, Any]], direction: str) -> list[int]:
+    chosen = messages["direction"] == direction
+    return [
+        int(messages["wire_nbytes"][chosen & (messages["round_idx"] == round_idx)].sum())
+        for round_idx in range(NUM_ROUNDS)
+    ]
+
+
+def _whole_run(sums: list[int], num_rounds: int, num_known: int) -> int:
+    return sum(sums[:num_known]) + (num_rounds - num_known) * sums[num_known - 1]

@@ -1,0 +1,94 @@
+"""The algorithm in docs/add_an_algorithm.md, taken from the page as it stands there and run as a user would."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import digests, run_ranks, write_config
+
+from fedmpi.ledger.reader import Ledger
+
+PAGE = (Path(__file__).parents[2] / "docs" / "add_an_algorithm.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+pytestmark = pytest.mark.usefixtures("launches")
+
+
+def fedmpi(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedmpi", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with half.py and a configuration whose model nobody has trained yet."""
+    (tmp_path / "half.py").write_text("\n\n".join(BLOCKS))
+    write_config(tmp_path, rounds=12, evaluate={"every": 1}, name="run.yaml")
+    return tmp_path
+
+
+def test_the_file_is_short_and_whole() -> None:
+    assert len(BLOCKS) == 2
+    lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
+    assert 20 < len(lines) < 40
+    assert max(map(len, BLOCKS[0].splitlines())) <= 120
+    assert {"HalfServer", "HalfClient"} <= {getattr(node, "name", "") for node in ast.parse(BLOCKS[0]).body}
+
+
+@pytest.mark.parametrize("name", ["HALF", "FEEDBACK"])
+def test_one_process_and_three_ranks_agree_and_it_learns(folder: Path, name: str) -> None:
+    settings = [f"algorithm.name={folder / 'half.py'}:{name}", "algorithm.server_lr=0.9"]
+    done = fedmpi(folder, "run", "run.yaml", *settings, "-o", "one")
+    assert done.returncode == 0, done.stderr
+    config, out = str(folder / "run.yaml"), str(folder / "three")
+    outcome = run_ranks(3, ["-m", "fedmpi", "run", config, *settings, "-o", out], timeout=90)
+    assert outcome.status == 0, outcome.output
+    assert digests(folder / "one") == digests(folder / "three")
+
+    with Ledger(folder / "three" / "ledger.h5") as ledger:
+        messages, rounds = ledger.messages, ledger.rounds
+    assert rounds["test_accuracy"][-1] > rounds["test_accuracy"][0] + 0.2
+    assert rounds["train_loss"][-1] < 0.7 * rounds["train_loss"][0]
+    assert (rounds["change_norm"] > 0).all()
+    # Its own message, half the size of float32, and FedAvg's on the way down.
+    ups = messages["direction"] == "up"
+    assert set(messages["kind"][ups]) == {"change"}
+    assert set(messages["kind"][~ups]) == {"seed", "model"}
+    assert np.count_nonzero(ups) == 12 * 5
+    num_state = messages["num_params"][ups][0]
+    assert set(messages["payload_nbytes"][ups] - 2 * num_state) <= {1, 2}  # num_samples, in a byte or two
+    assert messages["wire_nbytes"][ups].sum() < 0.52 * messages["dense_nbytes"][ups].sum()
+    assert re.search(r"up +change +60 .* 0\.5\d+ ", outcome.output), outcome.output
+
+
+def test_its_setting_and_its_client_state_have_an_effect(folder: Path) -> None:
+    losses, models = {}, set()
+    for run, name, server_lr in (("whole", "HALF", 1), ("tenth", "HALF", 0.1), ("feedback", "FEEDBACK", 1)):
+        arguments = [f"algorithm.name=half.py:{name}", f"algorithm.server_lr={server_lr}", "rounds=4", "-o", run]
+        done = fedmpi(folder, "run", "run.yaml", *arguments)
+        assert done.returncode == 0, done.stderr
+        models.add(digests(folder / run)[0])
+        with Ledger(folder / run / "ledger.h5") as ledger:
+            losses[run] = ledger.rounds["test_loss"][-1]
+    assert losses["whole"] < losses["tenth"]
+    assert len(models) == 3
+
+
+def test_what_the_page_says_of_its_settings(folder: Path) -> None:
+    (folder / "half.py").write_text(BLOCKS[0])  # a whole file by itself
+    name = "algorithm.name=half.py:HALF"
+    done = fedmpi(folder, "run", "run.yaml", name, "algorithm.server_lr=0")
+    assert (done.returncode, "algorithm.server_lr must be above 0, got 0" in done.stderr) == (2, True), done.stderr
+    done = fedmpi(folder, "run", "run.yaml", name, "algorithm.sever_lr=1")
+    assert (done.returncode, "did you mean algorithm.server_lr?" in done.stderr) == (2, True), done.stderr
+    done = fedmpi(folder, "config", name)
+    assert "algorithm.server_lr=1" in done.stdout, done.stderr
+    done = fedmpi(folder, "run", "run.yaml", name, "--dry-run", "-o", "none")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"up +change ", done.stdout)
+    assert not (folder / "none" / "ledger.h5").exists()
