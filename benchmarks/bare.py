@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedmpi.config import load_config
+from fedmpi.configfile import load_config
 from fedmpi.engine.setup import Setup, prepare, resolve
 from fedmpi.models.registry import build_model
 from fedmpi.rng import stream
@@ -37,9 +37,9 @@ class BareTrainer:
         torch.set_num_threads(1)
         self.setup = setup
         data = setup.dataset
-        self.train_x, self.test_x = self.normalized(data.train_images), self.normalized(data.test_images)
+        self.train_x, self.test_x = self.normalized(data.train_inputs), self.normalized(data.test_inputs)
         self.train_y, self.test_y = torch.from_numpy(data.train_labels), torch.from_numpy(data.test_labels)
-        self.model = build_model(setup.model_config, setup.shape, data.num_classes, setup.initial.init_seed)
+        self.model = build_model(setup.model_config, setup.dataset.shape, data.num_classes, setup.initial.init_seed)
 
     def normalized(self, images: np.ndarray) -> torch.Tensor:
         mean, std = torch.tensor(self.setup.dataset.mean), torch.tensor(self.setup.dataset.std)
