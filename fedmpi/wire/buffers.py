@@ -17,8 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 _PAGE = mmap.PAGESIZE
-Memory: TypeAlias = mmap.mmap | memoryview
-"""Never an array: views of a lease would skip the lease if its own base were one."""
+Memory: TypeAlias = mmap.mmap | np.ndarray
 
 
 class _Lease(np.ndarray):
@@ -27,6 +26,13 @@ class _Lease(np.ndarray):
 
 class _Room(np.ndarray):
     """Stands between a lease and memory that is an array itself."""
+
+
+def _lease_of(memory: np.ndarray) -> _Lease:
+    """Return memory that is an array as a lease."""
+    # Between the two stands another subclass: views of the lease would skip it if its own base were a plain array.
+    lease: _Lease = memory.view(_Room).view(_Lease)
+    return lease
 
 
 class BufferPool:
@@ -65,16 +71,20 @@ class BufferPool:
             size = max(_PAGE, -(-nbytes // _PAGE) * _PAGE)
             memory = self._allocate(size)
             self.allocated_nbytes += size
-        lease = np.ndarray.__new__(_Lease, (nbytes,), np.uint8, buffer=memory)
+        if isinstance(memory, np.ndarray):
+            lease = _lease_of(memory[:nbytes])
+        else:
+            lease = np.ndarray.__new__(_Lease, (nbytes,), np.uint8, buffer=memory)
         weakref.finalize(lease, self._free.append, memory).atexit = False
         return lease.view(np.ndarray)
 
 
-def pinned_memory(nbytes: int) -> memoryview:
+def pinned_memory(nbytes: int) -> np.ndarray:
     """Return memory that a GPU copies to and from directly; pageable memory goes through a copy of CUDA's."""
     import torch
 
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data
+    pinned: np.ndarray = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+    return pinned
 
 
 STAGING = BufferPool()
@@ -90,8 +100,7 @@ def lease_in_place(memory: np.ndarray, start: int) -> np.ndarray | None:
     address = memory.ctypes.data
     if address in _FRAMED:
         return None
-    # Between the two stands another subclass: views of the lease would skip it if its own base were a plain array.
-    lease = memory[start:].view(_Room).view(_Lease)
+    lease = _lease_of(memory[start:])
     _FRAMED[address] = lease
     return lease.view(np.ndarray)
 

@@ -117,14 +117,14 @@ def test_live_leases_never_overlap(ops: list[tuple[bool, int]]) -> None:
 
 
 def test_memory_of_another_kind() -> None:
-    """As pinned memory is: an array's, where the usual is a mapping."""
+    """As pinned memory is: an array where the usual is a mapping."""
     pool = BufferPool()
     pool.lease(100)
     sizes: list[int] = []
 
-    def allocate(nbytes: int) -> memoryview:
+    def allocate(nbytes: int) -> np.ndarray:
         sizes.append(nbytes)
-        return np.zeros(nbytes, np.uint8).data
+        return np.zeros(nbytes, np.uint8)
 
     pool.allocate_with(allocate)
     first = pool.lease(3 * PAGE - 5)
@@ -135,4 +135,6 @@ def test_memory_of_another_kind() -> None:
     assert pool.lease(3 * PAGE).ctypes.data != address
     assert (view == 7).all()
     del view
-    assert address in {pool.lease(3 * PAGE).ctypes.data}
+    both = [pool.lease(3 * PAGE) for _ in range(2)]
+    assert address in {lease.ctypes.data for lease in both}
+    assert len(sizes) == 2
