@@ -41,15 +41,19 @@ def lines_of(arguments: Sequence[str], ranks: int) -> Iterator[str]:
         raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
 
 
-def resident_mb(pid: int) -> float:
-    with open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 1e6
+def resident_mb(pid: int) -> tuple[float, float]:
+    """Return all that a process has resident, and that part of it which is its own and not pages of files."""
+    with open(f"/proc/{pid}/status") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    return int(fields["VmRSS"].split()[0]) * 1024 / 1e6, int(fields["RssAnon"].split()[0]) * 1024 / 1e6
 
 
-def memory_over_rounds(arguments: Sequence[str], ranks: int, marks: Sequence[int]) -> dict[int, list[float]]:
+def memory_over_rounds(
+    arguments: Sequence[str], ranks: int, marks: Sequence[int]
+) -> dict[int, list[tuple[float, float]]]:
     """Run a configuration; return the resident memory in MB of each rank once the rounds of `marks` are over."""
     pids: list[int] = []
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[tuple[float, float]]] = {}
     for line in lines_of(arguments, ranks):
         row = re.match(r"  \d+ +(?:server|worker|both) +\S+ +\d+ +(\d+) ", line)
         if row:
@@ -66,6 +70,7 @@ def memory_over_rounds(arguments: Sequence[str], ranks: int, marks: Sequence[int
 
 
 def memory(rounds: int) -> None:
+    marks = (5, 20, 50, rounds)
     for name in ("bench_logreg.yaml", "bench_cnn.yaml"):
         with tempfile.TemporaryDirectory() as folder:
             arguments = [
@@ -74,11 +79,12 @@ def memory(rounds: int) -> None:
                 "data.name=fashion_mnist_mini",
                 "evaluate.every=5",
             ]
-            found = memory_over_rounds([*arguments, "partition.beta=10", "-o", folder], 3, (5, rounds))
-        first, last = found[5], found[rounds]
-        for rank, (before, after) in enumerate(zip(first, last, strict=True)):
-            change = f"{before:.1f} MB after round 5, {after:.1f} after {rounds} ({after / before - 1:+.2%})"
-            print(f"{name} rank {rank}: {change}")
+            found = memory_over_rounds([*arguments, "partition.beta=10", "-o", folder], 3, marks)
+        print(f"{name}: MB resident (of these, not pages of files) after round {', '.join(map(str, marks))}")
+        for rank in range(3):
+            values = [found[mark][rank] for mark in marks]
+            change = values[-1][0] / values[0][0] - 1
+            print(f"  rank {rank}: " + ", ".join(f"{a:.1f} ({b:.1f})" for a, b in values) + f"; {change:+.2%}")
 
 
 def clients(repeats: int) -> None:

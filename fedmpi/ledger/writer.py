@@ -32,6 +32,8 @@ from fedmpi.ledger.schema import (
 from fedmpi.ledger.space import NoRoomError, Space
 from fedmpi.ledger.table import Table
 
+# Of each column HDF5 would keep a megabyte in memory; appending needs the chunk that is being filled.
+_CACHE_NBYTES = 1 << 16
 _TEXT = h5py.string_dtype()
 _STRUCT_CODES = {"|u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q", "<i4": "i", "<f4": "f", "<f8": "d"}
 _ROUND_DEFAULTS = {column.name: column.default for column in ROUND_COLUMNS if column.default is not None}
@@ -86,7 +88,7 @@ class LedgerWriter:
 
     def _create(self, attrs: Mapping[str, str | int | float], config_yaml: str) -> None:
         # Locking by "best-effort" because some cluster file systems cannot lock at all.
-        root = self._file = h5py.File(self.path, "w", locking="best-effort")
+        root = self._file = h5py.File(self.path, "w", locking="best-effort", rdcc_nbytes=_CACHE_NBYTES)
         self._reserve(len(config_yaml.encode()))
         root.attrs.update({**attrs, "filetype": FILETYPE, "format_version": FORMAT_VERSION, "status": "running"})
         root.create_dataset("config", data=config_yaml, dtype=_TEXT)
