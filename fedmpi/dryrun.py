@@ -60,8 +60,7 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     memory = estimate_memory(setup, places, program_nbytes, int(ups.max(initial=0)))
     print(memory_table(memory))
     print(message_table(messages, config.rounds))
-    num_kept_rounds = min(NUM_ROUNDS, config.rounds)
-    down, up = (_whole_run(_sums(messages, direction), config.rounds, num_kept_rounds) for direction in ("down", "up"))
+    down, up = whole_run(setup, messages)
     print(
         f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds would send about "
         f"down_bytes={down} up_bytes={up}"
@@ -135,13 +134,25 @@ def message_table(messages: dict[str, np.ndarray[Any, Any]], num_rounds: int) ->
     return title + table(header, rows, left=3)
 
 
-def _sums(messages: dict[str, np.ndarray[Any, Any]], direction: str) -> list[int]:
-    chosen = messages["direction"] == direction
-    return [
-        int(messages["wire_nbytes"][chosen & (messages["round_idx"] == round_idx)].sum())
-        for round_idx in range(NUM_ROUNDS)
-    ]
+def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[int, int]:
+    """Return the bytes down and up of all rounds: those that were made, and the last of them for each other round.
 
-
-def _whole_run(sums: list[int], num_rounds: int, num_known: int) -> int:
-    return sum(sums[:num_known]) + (num_rounds - num_known) * sums[num_known - 1]
+    Who takes part in the other rounds, and who is lost, is known; what a client's messages weigh is taken to be the same.
+    """
+    num_rounds = setup.config.rounds
+    taking_part, replying = [], []
+    for round_idx in range(num_rounds):
+        cohort = setup.cohort(round_idx)
+        taking_part.append(len(cohort))
+        replying.append(sum(not setup.participation.drops_out(round_idx, client_id) for client_id in cohort))
+    totals = []
+    for direction, counts in (("down", taking_part), ("up", replying)):
+        of_direction = messages["direction"] == direction
+        made = [
+            int(messages["wire_nbytes"][of_direction & (messages["round_idx"] == round_idx)].sum())
+            for round_idx in range(min(NUM_ROUNDS, num_rounds))
+        ]
+        last = len(made) - 1
+        each = made[last] / counts[last] if counts[last] else 0.0
+        totals.append(sum(made) + round(each * sum(counts[len(made) :])))
+    return totals[0], totals[1]

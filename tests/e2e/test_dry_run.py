@@ -82,6 +82,18 @@ def test_of_the_quickstart_on_three_ranks_nothing_is_started(tmp_path: Path) -> 
     assert [int(total) for total in totals.groups()] == [summary["down_nbytes"], summary["up_nbytes"]]
 
 
+def test_the_whole_runs_bytes_know_who_takes_part(tmp_path: Path, here: Callable[..., tuple[int, str, str]]) -> None:
+    settings = ["rounds=12", "participation.dropout=0.4", "participation.availability=0.5"]
+    command = ["run", str(write_config(tmp_path)), *settings, "-o", str(tmp_path / "out")]
+    totals = re.search(r"down_bytes=(\d+) up_bytes=(\d+)", here(*command, "--dry-run")[1])
+    assert totals is not None
+    assert here(*command)[0] == 0
+    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
+        summary = ledger.summary()
+    for promise, name in zip(totals.groups(), ("down_nbytes", "up_nbytes"), strict=True):
+        assert int(promise) == pytest.approx(summary[name], rel=1e-3)
+
+
 @pytest.mark.usefixtures("launches")
 def test_under_a_launcher_one_rank_speaks(tmp_path: Path) -> None:
     arguments = ["-m", "fedmpi", "run", str(write_config(tmp_path)), "--dry-run", "-o", str(tmp_path / "out")]
