@@ -135,9 +135,10 @@ def message_table(messages: dict[str, np.ndarray[Any, Any]], num_rounds: int) ->
 
 
 def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[int, int]:
-    """Return the bytes down and up of all rounds: those that were made, and the last of them for each other round.
+    """Return the bytes down and up of all rounds, from the sizes of the messages that were made.
 
-    Who takes part in the other rounds, and who is lost, is known; what a client's messages weigh is taken to be the same.
+    Who takes part in the other rounds, and who is lost, is known; what a client's messages weigh is taken to be as in the
+    last round that was made.
     """
     num_rounds = setup.config.rounds
     taking_part, replying = [], []
@@ -152,7 +153,7 @@ def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[
             int(messages["wire_nbytes"][of_direction & (messages["round_idx"] == round_idx)].sum())
             for round_idx in range(min(NUM_ROUNDS, num_rounds))
         ]
-        last = len(made) - 1
-        each = made[last] / counts[last] if counts[last] else 0.0
+        last = max((i for i in range(len(made)) if counts[i]), default=0)
+        each = made[last] / max(1, counts[last])
         totals.append(sum(made) + round(each * sum(counts[len(made) :])))
     return totals[0], totals[1]
