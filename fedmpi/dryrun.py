@@ -137,8 +137,8 @@ def message_table(messages: dict[str, np.ndarray[Any, Any]], num_rounds: int) ->
 def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[int, int]:
     """Return the bytes down and up of all rounds, from the sizes of the messages that were made.
 
-    Who takes part in the other rounds, and who is lost, is known; what a client's messages weigh is taken to be as in the
-    last round that was made.
+    Who takes part in the other rounds, and who is lost, is known; what a client's messages weigh is taken to be as in
+    the last round that was made.
     """
     num_rounds = setup.config.rounds
     taking_part, replying = [], []
