@@ -1,4 +1,4 @@
-"""All measurements of benchmarks/README.md, one after the other, in about fifteen minutes: ``make bench``."""
+"""All measurements of benchmarks/README.md, one after the other, in about twenty minutes: ``make bench``."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def main() -> None:
     start_to_first_round()
     show("rounds", [python, str(HERE / "rounds.py"), "--repeats", "7"])
     accuracy()
+    show("scale", [python, str(HERE / "scale.py")])
 
 
 if __name__ == "__main__":

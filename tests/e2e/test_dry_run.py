@@ -115,6 +115,15 @@ def test_the_memory_estimate_is_of_the_right_size(tmp_path: Path) -> None:
     assert 0.6 < int(estimate[1]) / int(peak[1]) < 1.3
 
 
+def test_more_memory_than_there_is_is_pointed_out(
+    tmp_path: Path, here: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", str(write_config(tmp_path)), "-o", str(tmp_path / "out"), "--dry-run"]
+    assert "warning" not in here(*command)[1]
+    monkeypatch.setattr("fedmpi.dryrun.memory_of_this_machine", lambda: 100_000_000)
+    assert re.search(r"warning: about \d{3} MB in all, this machine has 100\n", here(*command)[1])
+
+
 @pytest.mark.parametrize(
     ("overrides", "status", "words"),
     [

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,15 @@ def test_help_is_quick(args: list[str]) -> None:
     modules = loaded("-m", "fedmpi", *args)
     assert {"fedmpi", "argparse"} <= modules
     assert modules & {"torch", "mpi4py", "h5py"} == set()
+
+
+def test_help_answers_in_less_than_four_tenths_of_a_second() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        run("-m", "fedmpi", "--help")
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.4
 
 
 def test_fedavg_runs_without_numba(tmp_path: Path) -> None:
