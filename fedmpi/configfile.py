@@ -134,8 +134,6 @@ def _check_together(config: RunConfig) -> None:
             f"participation.clients_per_round must be at most partition.num_clients = {num_clients}, "
             f"got {config.participation.clients_per_round}"
         )
-    if (config.data.synthetic is not None) and config.data.name != "synthetic":
-        raise ConfigError(f"data.synthetic is only for data.name=synthetic, got data.name={config.data.name}")
     if config.train.optimizer != "adam":
         for key in ("adam_beta2", "adam_eps"):
             if getattr(config.train, key) != TrainConfig.model_fields[key].default:

@@ -185,6 +185,7 @@ def test_weights_that_try_to_run_code(tmp_path: Path, here: Here) -> None:
         ({"partition": {"name": "natural"}}, ["play_mini"]),
         ({"participation": {"clients_per_round": 13}}, ["participation.clients_per_round must be at most", "got 13"]),
         ({"data": {"name": "fashion_mnist_mini", "text": {}}}, ["data.text"]),
+        ({"data": {"name": "fashion_mnist_mini", "synthetic": {}}}, ["data.synthetic"]),
         ({"data": {"name": "play_mini"}}, ["partition.name"]),
         ({"data": {"name": "play_mini"}, "partition": {"name": "natural"}}, ["model.name=mlp", "char_gru"]),
         ({"model": {"name": "cifar10net"}}, ["model.name=cifar10net takes images of", "got (12, 12, 1)"]),

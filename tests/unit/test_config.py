@@ -227,11 +227,6 @@ def test_more_clients_a_round_than_there_are(tmp_path: Path) -> None:
     load(tmp_path, "rounds: 1\n", "partition={name: iid, num_clients: 6}", "participation.clients_per_round=6")
 
 
-def test_synthetic_settings_without_synthetic_data(tmp_path: Path) -> None:
-    message = refusal(tmp_path, "rounds: 1\ndata: {name: fashion_mnist, synthetic: {num_train: 10}}\n")
-    assert "data.synthetic is only for data.name=synthetic, got data.name=fashion_mnist" in message
-
-
 @pytest.mark.parametrize(("key", "value"), [("adam_beta2", 0.9), ("adam_eps", 1e-6)])
 def test_adams_settings_without_adam(tmp_path: Path, key: str, value: float) -> None:
     message = refusal(tmp_path, "rounds: 1\n", f"train.{key}={value}")
