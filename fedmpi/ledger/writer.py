@@ -75,7 +75,7 @@ class LedgerWriter:
         try:  # not left to HDF5: only who made the file may remove it
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:
-            raise OutputError(f"{self.path}: expected no file there, got one; remove it or write elsewhere") from None
+            raise OutputError(f"{self.path} is there: another run begins in this folder; choose another") from None
         except OSError as error:
             raise OutputError(f"cannot write the ledger {self.path}: {error.strerror}") from None
         try:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
+
+from fedmpi.errors import OutputError
 
 _FLUSH_S = 0.1
 
@@ -26,18 +29,36 @@ class Console:
         self._flushed = 0.0
 
     def log_to(self, path: Path) -> None:
-        """Write to a log what has been printed, and from now on what is."""
-        self._log = open(path, "w")  # noqa: SIM115
-        self._log.writelines(line + "\n" for line in self._so_far)
+        """Write to a log what has been printed, and from now on what is.
+
+        A log that cannot be written is given up, with a warning: the run and its ledger go on.
+        """
+        with self._giving_up_the_log(path):
+            self._log = open(path, "w")  # noqa: SIM115
+            self._log.writelines(line + "\n" for line in self._so_far)
+            self._log.flush()
+
+    @contextmanager
+    def _giving_up_the_log(self, path: Path | str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            log, self._log = self._log, None
+            if log is not None:
+                with suppress(OSError):
+                    log.close()
+            sys.stdout.write(f"warning: {path} is given up: {error.strerror}\n")
 
     def print(self, text: str = "") -> None:
         """Print a text; a live bar stays below it."""
-        if on_terminal():
-            tqdm.write(text, file=sys.stdout)
-        else:
-            sys.stdout.write(text + "\n")
+        with _naming_full_disks():
+            if on_terminal():
+                tqdm.write(text, file=sys.stdout)
+            else:
+                sys.stdout.write(text + "\n")
         if self._log is not None:
-            self._log.write(text + "\n")
+            with self._giving_up_the_log(self._log.name):
+                self._log.write(text + "\n")
         else:
             self._so_far.append(text)
         # With rounds of milliseconds, flushing every line costs more than anything else the server does.
@@ -46,17 +67,31 @@ class Console:
 
     def flush(self) -> None:
         """Let everything printed be seen."""
-        sys.stdout.flush()
+        with _naming_full_disks():
+            sys.stdout.flush()
         if self._log is not None:
-            self._log.flush()
+            with self._giving_up_the_log(self._log.name):
+                self._log.flush()
         self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Close the log."""
-        self.flush()
+        with suppress(OSError):
+            self.flush()
         if self._log is not None:
-            self._log.close()
+            with self._giving_up_the_log(self._log.name):
+                self._log.close()
             self._log = None
+
+
+@contextmanager
+def _naming_full_disks() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write the output: {error.strerror}") from error
 
 
 def on_terminal() -> bool:

@@ -175,7 +175,7 @@ def test_bad_round(tmp_path, values):
 
 def test_refuses_to_overwrite_and_missing_folder(tmp_path):
     make(tmp_path / "l.h5").finish("done", {})
-    with pytest.raises(OutputError, match=r"l\.h5.*expected no file"):
+    with pytest.raises(OutputError, match=r"l\.h5 is there: another run begins"):
         make(tmp_path / "l.h5")
     with pytest.raises(OutputError, match="No such file"):
         make(tmp_path / "none" / "l.h5")
@@ -183,7 +183,7 @@ def test_refuses_to_overwrite_and_missing_folder(tmp_path):
 
 def test_an_existing_file_is_not_touched(tmp_path):
     (tmp_path / "l.h5").write_text("mine")
-    with pytest.raises(OutputError, match="expected no file"):
+    with pytest.raises(OutputError, match="is there: another run begins"):
         make(tmp_path / "l.h5")
     assert (tmp_path / "l.h5").read_text() == "mine"
 
