@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from fedmpi import __version__
-from fedmpi.errors import FedmpiError
+from fedmpi.errors import ConfigError, FedmpiError, OutputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status."""
-    parser = _parser()
     # Overrides may stand before options and after them, which argparse alone does not allow below a command.
-    args, rest = parser.parse_known_args(argv)
+    args, rest = _parser().parse_known_args(argv)
     if rest:
         if not hasattr(args, "overrides") or any(word.startswith("-") for word in rest):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        args.overrides += rest
+            args.parser.refuse_unknown(rest)
+        args.overrides = [*args.overrides, *rest]
     try:
         status: int = args.command(args)
         sys.stdout.flush()
@@ -34,9 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("fedmpi: error: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read has read enough, as `head` does; Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read has read enough, as `head` does.
+        _give_up_output()
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename is not None:
+            raise
+        _give_up_output()  # standard output is a file on a full disk
+        print(f"fedmpi: error: cannot write the output: {error.strerror}", file=sys.stderr)
+        return OutputError.exit_status
+
+
+def _give_up_output() -> None:
+    """Let Python close standard output without a word: it would try once more to write what is left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _launched_rank() -> int:
@@ -46,8 +58,24 @@ def _launched_rank() -> int:
     return launched[1] if launched else 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors begin as all others of the program do, whichever the command."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(ConfigError.exit_status, f"fedmpi: error: {message}\n")
+
+    def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
+        """End with an error about words that no argument takes, and the option that one of them may mean."""
+        from fedmpi.problems import did_you_mean
+
+        options = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        hints = [did_you_mean(word.partition("=")[0], options) for word in words if word.startswith("--")]
+        self.error(f"unrecognized arguments: {' '.join(words)}{next(filter(None, hints), '')}")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fedmpi",
         description="Simulate communication-efficient federated learning over MPI, with every byte measured.",
         epilog="Exit statuses: 0 done, 1 unexpected error, 2 configuration or usage, 3 data missing, 4 placement or "
@@ -58,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, handler: Callable[[argparse.Namespace], int], short: str, long: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=short, description=long)
-        command.set_defaults(command=handler)
+        command.set_defaults(command=handler, parser=command)
         return command
 
     run = add(
@@ -73,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "need, and say what happened if a rank dies.",
     )  # fmt: skip
     launch.add_argument(
-        "-n", dest="num_ranks", type=int, required=True, metavar="N", help="ranks: a server and N-1 workers"
+        "-n", dest="num_ranks", type=_num_ranks, required=True, metavar="N", help="ranks: a server and N-1 workers"
     )
     _add_run_arguments(launch)
 
@@ -85,14 +113,15 @@ def _parser() -> argparse.ArgumentParser:
         "Check that ledgers are whole and that their numbers agree with each other; status 6 if one is not.",
     )  # fmt: skip
     _add_ledger_argument(check, several=True)
+    check.add_argument("-v", "--verbose", action="store_true", help="print each rule that was checked, too")
     export = add(
         "export", _late("export"), "write a ledger's tables as CSV",
         "Write a ledger's tables as CSV: messages, rounds, faults, partition, placement and attributes.",
     )  # fmt: skip
     _add_ledger_argument(export)
-    export.add_argument("--csv", action="store_true", required=True, help="the format")
+    export.add_argument("--csv", action="store_true", default=True, help="the format: the only one, and the default")
     export.add_argument(
-        "-o", "--out", type=Path, metavar="OUT", help="folder for the files (default: csv/ beside FILE)"
+        "-o", "--out", type=_folder, metavar="OUT", help="folder for the files (default: csv/ beside FILE)"
     )
     export.add_argument("--table", metavar="NAME", help="print this table alone to standard output")
     export.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -114,8 +143,24 @@ def _parser() -> argparse.ArgumentParser:
         "earlier try was cut off. A run never downloads anything.",
     )  # fmt: skip
     fetch.add_argument("name", metavar="DATASET")
-    fetch.add_argument("-o", "--out", type=Path, metavar="FOLDER", help="folder (default: the cache, where runs look)")
+    fetch.add_argument(
+        "-o", "--out", type=_folder, metavar="FOLDER", help="folder (default: the cache, where runs look)"
+    )
     return parser
+
+
+def _num_ranks(text: str) -> int:
+    """Return the number of ranks that a word of the command line means."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    """Return the folder that a word of the command line means; an empty word would be the folder one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a folder, got an empty word")
+    return Path(text)
 
 
 def _late(name: str) -> Callable[[argparse.Namespace], int]:
@@ -138,8 +183,10 @@ def _add_ledger_argument(parser: argparse.ArgumentParser, *, several: bool = Fal
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
-    parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="output folder (default: runs/CONFIG)")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the file's"
+    )
+    parser.add_argument("-o", "--out", type=_folder, metavar="OUT", help="output folder (default: runs/CONFIG)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that OUT holds")
     parser.add_argument(
         "--dry-run",
@@ -156,24 +203,30 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         size, rank = launched_as() or (1, 0)
         return _dry_run(args, size) if rank == 0 else 0
+    from fedmpi.config import CommConfig
     from fedmpi.configfile import load_config
 
-    config = load_config(args.config, args.overrides)
-    from fedmpi.comm.launcher import connect
-    from fedmpi.engine.setup import resolve
+    config = problem = None
+    try:
+        config = load_config(args.config, args.overrides)
+        # Threads are set from the configuration; without this, torch first starts one a core.
+        os.environ.setdefault(
+            "OMP_NUM_THREADS", "1" if config.placement.threads == "auto" else str(config.placement.threads)
+        )
+        from fedmpi.engine.setup import resolve
 
-    config = resolve(config)
-    # Threads are set from the configuration; without this, torch first starts one a core.
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1" if config.placement.threads == "auto" else str(config.placement.threads)
-    )
-    comm = connect(config.comm)
-    from fedmpi.comm.placement import check_num_ranks
+        config = resolve(config)
+    except FedmpiError as error:
+        if launched_as() is None:
+            raise
+        # Another rank may have read its files without a problem and wait in MPI: it is told there.
+        config, problem = None, error
+    from fedmpi.comm.launcher import connect
+
+    comm = connect(config.comm if config is not None else CommConfig())
     from fedmpi.runner import run
 
-    check_num_ranks(comm.size, config.placement)
-
-    return run(config, _out(args), comm, overwrite=args.overwrite)
+    return run(config, _out(args), comm, overwrite=args.overwrite, problem=problem)
 
 
 def _dry_run(args: argparse.Namespace, num_ranks: int) -> int:
@@ -192,10 +245,9 @@ def _out(args: argparse.Namespace) -> Path:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    from fedmpi.launch import check_num_ranks, launch
-
-    check_num_ranks(args.num_ranks)
     if args.dry_run:
         return _dry_run(args, args.num_ranks)
+    from fedmpi.launch import launch
+
     command = ["run", str(args.config), *args.overrides, "-o", str(_out(args))]
     return launch(args.num_ranks, command + (["--overwrite"] if args.overwrite else []), _out(args))

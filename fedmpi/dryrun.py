@@ -30,9 +30,9 @@ from fedmpi.engine.setup import Setup, prepare
 from fedmpi.ledger.reader import Ledger
 from fedmpi.ledger.schema import LEDGER_NAME
 from fedmpi.ledger.writer import LedgerWriter
+from fedmpi.output import check_output, check_state_dir
 from fedmpi.report import banner
 from fedmpi.report.console import megabytes, table
-from fedmpi.runner import check_output
 from fedmpi.wire.codecs.base import all_codecs
 
 NUM_ROUNDS = 2
@@ -49,6 +49,7 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     program_nbytes = resident_nbytes()
     check_output(out, overwrite)
     check_num_ranks(num_ranks, config.placement)
+    check_state_dir(config.placement.state_dir, 0)
     setup = dataclasses.replace(prepare(config), dry_run=True)
     places, warnings = place_ranks(_facts(num_ranks), config.placement)
     with tempfile.TemporaryDirectory(prefix="fedmpi-dry-run-") as folder:
@@ -151,11 +152,15 @@ def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[
     the last round that was made.
     """
     num_rounds = setup.config.rounds
+    participation = setup.config.participation
+    always_the_same = participation.availability == 1 and not participation.dropout
     taking_part, replying = [], []
-    for round_idx in range(num_rounds):
+    for round_idx in range(0 if always_the_same else num_rounds):
         cohort = setup.cohort(round_idx)
         taking_part.append(len(cohort))
         replying.append(sum(not setup.participation.drops_out(round_idx, client_id) for client_id in cohort))
+    if always_the_same:
+        taking_part = replying = [participation.clients_per_round] * num_rounds
     totals = []
     for direction, counts in (("down", taking_part), ("up", replying)):
         of_direction = messages["direction"] == direction

@@ -47,12 +47,6 @@ def find_mpiexec() -> str:
     return found
 
 
-def check_num_ranks(num_ranks: int) -> None:
-    """Raise `PlacementError` for a number of ranks that cannot be."""
-    if num_ranks < 1:
-        raise PlacementError(f"-n must be at least 1, got {num_ranks}")
-
-
 def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
     """Run ``fedmpi ARGUMENTS`` on `num_ranks` ranks of this machine.
 
@@ -61,7 +55,6 @@ def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
     int
         The job's exit status; 128 + the signal's number if a rank was killed.
     """
-    check_num_ranks(num_ranks)
     command = [find_mpiexec(), "-n", str(num_ranks), sys.executable, "-m", "fedmpi", *arguments]
     env = {**os.environ, **MPI_ENVIRONMENT}
     if sys.stdout.isatty():
@@ -75,12 +68,27 @@ def launch(num_ranks: int, arguments: Sequence[str], out: Path) -> int:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    wishes = 0
+
+    def ask(*_: object) -> None:
+        # MPICH's and Open MPI's launchers pass USR1 on to every rank; a rank stops after its round. Asked again, the
+        # job must end all the same: it may not have come as far as to hear a wish, or be stuck.
+        nonlocal wishes
+        wishes += 1
+        if wishes < 3:
+            process.send_signal(signal.SIGUSR1 if wishes == 1 else signal.SIGTERM)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+
     for wish in (signal.SIGTERM, signal.SIGUSR1):
-        # MPICH's and Open MPI's launchers pass USR1 on to every rank; a rank stops after its round.
-        signal.signal(wish, lambda *_: process.send_signal(signal.SIGUSR1))
+        signal.signal(wish, ask)
     try:
         tail = _pass_on(process)
         status = process.wait()
+    except BrokenPipeError:
+        process.send_signal(signal.SIGINT)  # whoever read the output has gone away: the ranks close their ledger
+        process.communicate()
+        raise
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         process.wait()
@@ -108,6 +116,8 @@ def _what_is_left(out: Path, pid: int) -> tuple[str, str]:
     from fedmpi.ledger.schema import LEDGER_NAME
 
     path = out / LEDGER_NAME
+    if not path.exists():
+        return "", "no ledger was written yet"
     try:
         with Ledger(path) as ledger:
             summary = ledger.summary()

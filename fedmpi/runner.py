@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -15,9 +14,8 @@ from types import FrameType
 import torch
 
 from fedmpi.comm.base import Communicator
-from fedmpi.comm.placement import place_row
+from fedmpi.comm.placement import check_num_ranks, place_row
 from fedmpi.config import RunConfig
-from fedmpi.configfile import describe
 from fedmpi.engine.clientstate import ClientStateStore, state_folder
 from fedmpi.engine.events import Listeners
 from fedmpi.engine.join import Membership, NoRunError, join
@@ -26,50 +24,66 @@ from fedmpi.engine.rank import Rank
 from fedmpi.engine.server import Server
 from fedmpi.engine.setup import Setup, prepare, resolve
 from fedmpi.engine.worker import run_worker
-from fedmpi.errors import EXIT_STOPPED, FedmpiError, OutputError, RemoteError
+from fedmpi.errors import EXIT_STOPPED, FedmpiError, PlacementError
 from fedmpi.lastwords import fail, on_fail, refuse_to_start, words_of
 from fedmpi.ledger.reader import Ledger
-from fedmpi.ledger.schema import LEDGER_NAME
-from fedmpi.ledger.writer import LedgerWriter
+from fedmpi.output import begin_output, check_output, check_state_dir
 from fedmpi.report import banner, summary
 from fedmpi.report.console import Console
 from fedmpi.report.progress import Progress
 from fedmpi.wire.buffers import STAGING, keep_freed_memory, pinned_memory
 
 
-def run(config: RunConfig, out: Path, comm: Communicator, *, overwrite: bool = False) -> int:
+def run(
+    config: RunConfig | None,
+    out: Path,
+    comm: Communicator,
+    *,
+    overwrite: bool = False,
+    problem: FedmpiError | None = None,
+) -> int:
     """Take part in a run, as the server on rank 0 and as a worker elsewhere; with one rank, as both.
 
     Parameters
     ----------
-    config : RunConfig
+    config : RunConfig or None
+        None where `problem` says why there is none.
     out : Path
         Folder for ``ledger.h5``, ``config.yaml`` and ``log.txt``; only rank 0 touches it.
     comm : Communicator
     overwrite : bool
         Replace the run that `out` holds.
+    problem : FedmpiError, optional
+        Why this rank cannot take part: the others must hear of it.
 
     Returns
     -------
     int
-        The exit status. When a rank fails and there are several, the whole job is aborted with it instead.
+        The exit status. When a rank fails in the run and there are several, the whole job is aborted with it instead.
     """
     try:
         with _stop_flag() as stop, contextlib.ExitStack() as cleanup:
-            config = resolve(config)
-            if comm.rank != 0:
-                return _work(config, comm, cleanup)
-            # All that a user can get wrong is looked for first, while nothing is printed and the workers only prepare.
+            # All that a user can get wrong is looked for first, while nothing is printed and nothing is sent.
+            setup = None
             try:
-                check_output(out, overwrite)
-                setup = prepare(config)
-                rank, members = join(comm, config, on_fail=on_fail)
-                out.mkdir(parents=True, exist_ok=True)
-            except RemoteError:
-                raise
+                if config is not None:
+                    check_num_ranks(comm.size, config.placement)
+                    if comm.rank == 0:
+                        check_output(out, overwrite)
+                    check_state_dir(config.placement.state_dir, comm.rank)
+                    setup = prepare(resolve(config))
             except FedmpiError as error:
-                return refuse_to_start(comm, error)
-            return _serve(setup, out, rank, members, stop, cleanup)
+                problem = error
+            if comm.rank != 0:
+                return _work(config, setup, comm, cleanup, problem)
+            if problem is not None:
+                return refuse_to_start(comm, problem, all_heard=False)
+            assert setup is not None
+            try:
+                rank, members = join(comm, setup.config, on_fail=on_fail)
+            except (NoRunError, PlacementError) as error:
+                return refuse_to_start(comm, error, all_heard=True)
+            return _serve(setup, out, rank, members, stop, cleanup, overwrite)
     except BaseException as error:
         return fail(comm, error)
     finally:
@@ -77,7 +91,13 @@ def run(config: RunConfig, out: Path, comm: Communicator, *, overwrite: bool = F
 
 
 def _serve(
-    setup: Setup, out: Path, rank: Rank, members: Membership, stop: list[int], cleanup: contextlib.ExitStack
+    setup: Setup,
+    out: Path,
+    rank: Rank,
+    members: Membership,
+    stop: list[int],
+    cleanup: contextlib.ExitStack,
+    overwrite: bool,
 ) -> int:
     config, comm = setup.config, rank.comm
     console = Console()
@@ -90,16 +110,14 @@ def _serve(
         console.print(banner.placement(members.places, members.warnings))
         console.print(banner.data(setup))
         torch.set_num_threads(members.places[0].threads)
-        # Only now that nothing is left to check is an earlier run overwritten.
-        (out / LEDGER_NAME).unlink(missing_ok=True)
-        (out / "config.yaml").write_text(describe(config))
+        attrs: dict[str, str | int | float] = {
+            **facts,
+            "seed": config.seed,
+            "algorithm": setup.algorithm.name,
+            "num_ranks": comm.size,
+        }
+        ledger = begin_output(out, attrs, config, overwrite=overwrite)
         console.log_to(out / "log.txt")
-        ledger = LedgerWriter(
-            out / LEDGER_NAME,
-            attrs={**facts, "seed": config.seed, "algorithm": setup.algorithm.name, "num_ranks": comm.size},
-            config_yaml=describe(config),
-            flush_s=config.ledger.flush_s,
-        )
         ledger.set_placement([place_row(place) for place in members.places])
         counts = setup.partition.class_counts(setup.dataset.train_labels, setup.dataset.num_classes)
         ledger.set_partition(setup.partition.sizes, counts)
@@ -118,32 +136,33 @@ def _serve(
         if ledger is not None:
             with contextlib.suppress(FedmpiError):
                 ledger.finish(words, {})
-        elif not (out / LEDGER_NAME).exists():
-            with contextlib.suppress(OSError):
-                console.log_to(out / "log.txt")
-        console.print(f"fedmpi: {words}")
+        with contextlib.suppress(OSError):
+            console.print(f"fedmpi: {words}")
         raise
     console.print(
         summary.timing_table([part.phase_s for part in totals.ranks], [part.peak_nbytes for part in totals.ranks])
     )
-    with Ledger(out / LEDGER_NAME) as written:
+    with Ledger(ledger.path) as written:
         console.print(summary.byte_table(written))
         console.print(
             f"  handed to the communicator: {written.attrs['message_nbytes']} bytes of messages, "
             f"{written.attrs['simulation_nbytes']} beside them"
         )
+        if len(written.faults["fault"]):
+            console.print(summary.fault_line(written))
         console.print(summary.last_line(written.summary()))
     return EXIT_STOPPED if totals.stopped else 0
 
 
-def _work(config: RunConfig, comm: Communicator, cleanup: contextlib.ExitStack) -> int:
-    problem = setup = None
+def _work(
+    config: RunConfig | None,
+    setup: Setup | None,
+    comm: Communicator,
+    cleanup: contextlib.ExitStack,
+    problem: FedmpiError | None,
+) -> int:
     try:
-        setup = prepare(config)
-    except FedmpiError as error:
-        problem = error
-    try:
-        rank, members = join(comm, config, problem=problem)
+        rank, members = join(comm, setup.config if setup is not None else config, problem=problem)
     except NoRunError as error:
         return error.exit_status
     assert setup is not None, "rank 0 starts no run with a rank that has a problem"
@@ -176,25 +195,6 @@ def _start_player(rank: Rank, setup: Setup, members: Membership, cleanup: contex
 def _domain(config: RunConfig, members: Membership, rank: int) -> str:
     """Name the client state folder that a rank sees: those of one name can play each other's clients."""
     return f"{members.places[rank].host}:{state_folder(config.placement.state_dir, rank, members.token)}"
-
-
-def check_output(out: Path, overwrite: bool) -> None:
-    """Raise `OutputError` if a run cannot be written to `out`; nothing is made."""
-    if (out / LEDGER_NAME).exists() and not overwrite:
-        raise OutputError(f"{out} holds a run already; choose another folder with -o, or --overwrite it")
-    for folder in (out, *out.absolute().parents):
-        if folder.exists():
-            break
-    if not folder.is_dir():
-        raise OutputError(f"cannot make the output folder {out}: {folder} is a file; choose another with -o")
-    try:
-        # Asking the file system beats asking about permissions, which root always has.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"the output folder {out} is not writable ({folder}: {error.strerror}); choose another with -o"
-        ) from error
 
 
 def _mpi_library(comm: Communicator) -> str:

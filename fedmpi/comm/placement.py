@@ -35,6 +35,8 @@ class RankFacts:
         Hash of the configuration it has read.
     versions : str
         Of fedmpi, torch and Python.
+    visible : str
+        Its CUDA_VISIBLE_DEVICES.
     problem : str
         Why this rank cannot take part, "" if it can; with the exit status of that.
     problem_status : int
@@ -48,6 +50,7 @@ class RankFacts:
     bell: str
     config_id: str
     versions: str
+    visible: str = "not set"
     problem: str = ""
     problem_status: int = 0
 
@@ -106,7 +109,8 @@ def gather_facts(rank: int, bell: str, config_id: str, *, is_worker: bool) -> Ra
         properties = torch.cuda.get_device_properties(i)
         gpus.append((properties.name, str(getattr(properties, "uuid", f"#{i}"))))
     versions = f"fedmpi {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-    return RankFacts(rank, os.getpid(), socket.gethostname(), cores, gpus, bell, config_id, versions)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set") or "empty"
+    return RankFacts(rank, os.getpid(), socket.gethostname(), cores, gpus, bell, config_id, versions, visible)
 
 
 def check_num_ranks(num_ranks: int, config: PlacementConfig) -> None:
@@ -192,10 +196,9 @@ def _device(fact: RankFacts, users: dict[str, int], config: PlacementConfig) -> 
     if config.device == "cpu" or (config.device == "auto" and not fact.gpus):
         return _CPU
     if not fact.gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         raise PlacementError(
-            f"placement.device=cuda, but rank {fact.rank} on {fact.host} sees no GPU (CUDA_VISIBLE_DEVICES={visible}); "
-            "placement.device=cpu runs without"
+            f"placement.device=cuda, but rank {fact.rank} on {fact.host} sees no GPU (CUDA_VISIBLE_DEVICES: "
+            f"{fact.visible}); placement.device=cpu runs without"
         )
     # A launcher that binds one GPU to each task leaves one visible; one that does not leaves all of them to share out.
     gpu = min(range(len(fact.gpus)), key=lambda i: (users[fact.gpus[i][1]], i))

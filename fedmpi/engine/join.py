@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import numpy as np
 
 from fedmpi.comm.base import Communicator, Envelope, Packet
 from fedmpi.comm.placement import Place, RankFacts, gather_facts, place_ranks
-from fedmpi.config import RunConfig
+from fedmpi.config import CommConfig, RunConfig
 from fedmpi.configfile import describe
 from fedmpi.engine.rank import Rank, Topic
 from fedmpi.errors import FedmpiError
@@ -50,7 +51,7 @@ class Membership:
 
 def join(
     comm: Communicator,
-    config: RunConfig,
+    config: RunConfig | None,
     *,
     on_fail: Callable[[Packet], None] | None = None,
     problem: FedmpiError | None = None,
@@ -58,7 +59,7 @@ def join(
     """Meet the other ranks; return this rank's loop, its clock started, and the placement.
 
     On rank 0 `on_fail` is given the last words of a rank that fails, from now on. A worker that has met a `problem` in
-    its preparations tells rank 0.
+    its preparations tells rank 0; it may then have no `config`.
 
     Raises
     ------
@@ -67,16 +68,18 @@ def join(
     NoRunError
         On rank 0, if a worker has a problem. On a worker, if the run does not start; rank 0 says why.
     """
-    rank = Rank(comm, config.comm.timeout_s)
+    comm_config = config.comm if config is not None else CommConfig()
+    rank = Rank(comm, comm_config.timeout_s)
     if on_fail is not None:
         rank.handlers[Topic.FAIL] = on_fail
     bell = getattr(comm, "bell", None)
-    config_id = hashlib.sha256(describe(config).encode()).hexdigest()[:16]
+    config_id = hashlib.sha256(describe(config).encode()).hexdigest()[:16] if config is not None else ""
     is_worker = comm.rank > 0 or comm.size == 1
     own = gather_facts(comm.rank, bell.address if bell else "", config_id, is_worker=is_worker)
     if problem is not None:
         own = replace(own, problem=str(problem), problem_status=problem.exit_status)
     if comm.rank == 0:
+        assert config is not None
         facts = _hear_all(rank, own)
         for fact in facts:
             if fact.problem:
@@ -96,10 +99,11 @@ def join(
         answers: list[dict[str, Any]] = []
         rank.handlers[Topic.QUIT] = _on_quit
         rank.handlers[Topic.WELCOME] = lambda packet: answers.append(_read_json(packet))
-        rank.wait_until(lambda: bool(answers), lambda: "rank 0 to welcome it")
+        # However long the others take to prepare: if rank 0 goes, MPI ends this rank.
+        rank.wait_until(lambda: bool(answers), lambda: "rank 0 to welcome it", timeout_s=math.inf)
         welcome = answers[0]
     rank.start_clock(welcome["start_t"])
-    if bell is not None and config.comm.doorbell:
+    if bell is not None and comm_config.doorbell:
         bells = {
             r: address for r, (host, address) in enumerate(welcome["bells"]) if host == own.host and r != comm.rank
         }

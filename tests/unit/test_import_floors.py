@@ -21,7 +21,7 @@ FLOORS = (
     ("compress", "data", "models", "train"),
     ("algorithms",),
     ("engine",),
-    ("report", "cli", "commands", "dryrun", "lastwords", "launch", "runner", "__main__"),
+    ("report", "cli", "commands", "dryrun", "lastwords", "launch", "output", "runner", "__main__"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 

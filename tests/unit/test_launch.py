@@ -113,12 +113,6 @@ def test_no_mpiexec_is_said_in_words() -> None:
     assert caught.value.exit_status == 4
 
 
-@pytest.mark.parametrize("num_ranks", [0, -3])
-def test_no_ranks(tmp_path: Path, num_ranks: int) -> None:
-    with pytest.raises(PlacementError, match=f"^-n must be at least 1, got {num_ranks}$"):
-        launch(num_ranks, ["run"], tmp_path)
-
-
 @pytest.fixture
 def _signals() -> Iterator[None]:
     """`launch` is the last thing that its process does, and leaves its signal handlers behind."""
@@ -163,7 +157,17 @@ def test_a_killed_rank_of_a_run_without_a_ledger(
     assert launch(3, ["run"], tmp_path / "none") == 137
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith("fedmpi: error: a rank was killed by signal 9 (SIGKILL)")
-    assert "no readable ledger is left: " in said
+    assert said.endswith("; no ledger was written yet")
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_killed_rank_of_a_run_whose_ledger_is_damaged(
+    scripts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ledger.h5").write_text("no HDF5")
+    end_with(scripts, tmp_path, MPICH, 9)
+    assert launch(3, ["run"], tmp_path) == 137
+    assert "no readable ledger is left: " in capfd.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.usefixtures("_signals")

@@ -116,12 +116,12 @@ def test_auto_takes_what_each_host_has() -> None:
     assert [p.device for p in places] == ["cpu", "cuda:0", "cpu"]
 
 
-def test_cuda_without_a_gpu_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+def test_cuda_without_a_gpu_is_refused_in_words() -> None:
     with pytest.raises(PlacementError) as caught:
-        place_ranks(facts("ab"), PlacementConfig(device="cuda"))
+        place_ranks(facts("ab", visible="3"), PlacementConfig(device="cuda"))
     assert str(caught.value) == (
-        "placement.device=cuda, but rank 1 on b sees no GPU (CUDA_VISIBLE_DEVICES=); placement.device=cpu runs without"
+        "placement.device=cuda, but rank 1 on b sees no GPU (CUDA_VISIBLE_DEVICES: 3); "
+        "placement.device=cpu runs without"
     )
     assert caught.value.exit_status == 4
 
@@ -190,8 +190,10 @@ def test_other_versions_are_refused() -> None:
         place_ranks(given, CPU)
 
 
-def test_a_rank_knows_itself_and_its_facts_can_travel() -> None:
+def test_a_rank_knows_itself_and_its_facts_can_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     own = gather_facts(3, "bell", "abc", is_worker=True)
+    assert own.visible == "empty"
     assert (own.rank, own.pid, own.bell, own.config_id) == (3, os.getpid(), "bell", "abc")
     assert own.cores == sorted(os.sched_getaffinity(0))
     assert f"Python {platform.python_version()}" in own.versions
