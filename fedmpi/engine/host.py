@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from weakref import WeakKeyDictionary
@@ -89,6 +89,11 @@ class Host:
         self._advance(hosted, None, state_version)
         if self._drops_out(round_idx, client_id):
             self._drop(hosted, "dropout")
+
+    def arrived_rows(self) -> Iterator[MessageRow]:
+        """Return the rows of the messages up that conversations in progress have taken in."""
+        for hosted in self._hosted.values():
+            yield from hosted.rows
 
     def waiting_for(self) -> str:
         """Say what is still expected, for a time-out's message."""

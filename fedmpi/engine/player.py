@@ -43,7 +43,10 @@ class _Turn:
 
 
 class _TurnDroppedError(Exception):
-    """Ends the client's code: the server has given this conversation up."""
+    """Ends the client's code where it waits for a message: the server has given this conversation up.
+
+    Nowhere else: how far the client got, and what it sent, must not depend on when it learnt that.
+    """
 
 
 class _TurnChannel:
@@ -61,7 +64,7 @@ class _TurnChannel:
             lambda: bool(turn.inbox) or turn.dropped,
             lambda: f"{kinds} for client {turn.client_id} from rank {turn.host} (round {turn.round_idx})",
         )
-        if turn.dropped:
+        if not turn.inbox:
             raise _TurnDroppedError
         message = self.decode_next(expected)
         rank.timer.switch(left)
@@ -88,8 +91,6 @@ class _TurnChannel:
 
     def send(self, message: Message) -> None:
         turn, rank = self._turn, self._player.rank
-        if turn.dropped:
-            raise _TurnDroppedError
         left = rank.timer.switch("encode")
         start = perf_counter()
         frame = framing.encode(message, self._player.setup.schema, rank.comm.pool)

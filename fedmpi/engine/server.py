@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from time import perf_counter
 
 import numpy as np
@@ -20,7 +21,7 @@ from fedmpi.engine.setup import Setup
 from fedmpi.engine.statefile import pack_state
 from fedmpi.engine.totals import RunTotals, dismiss_workers
 from fedmpi.engine.worker import make_host, make_server_half
-from fedmpi.errors import NonFiniteError
+from fedmpi.errors import NonFiniteError, ProtocolError
 from fedmpi.ledger.digest import model_digest
 from fedmpi.ledger.schema import ROUND_COLUMNS
 from fedmpi.ledger.writer import LedgerWriter
@@ -88,6 +89,7 @@ class Server:
         finally:
             # If something has failed, what is known of the last rounds is kept, untested.
             self._evaluation = None
+            self._log_arrived()
             self._emit_rounds()
         model = self._algorithm.global_model()
         state, ints = model.state_S.cpu().numpy(), model.ints_I.cpu().numpy()
@@ -133,6 +135,9 @@ class Server:
                         self._ledger.add_fault(round_idx, client_id, reply.player, reply.fault)
                     self._ledger.write_due()
             if result is not None:
+                # The state of a turn that came to nothing is left where it lies: the client goes on from its last.
+                if reply.report.kept_state:
+                    self._homes[client_id] = (round_idx, reply.player)
                 with rank.timer.phase("aggregate"):
                     self._algorithm.aggregate(round_idx, client_id, result)
             if reply.report.num_samples and not reply.fault:
@@ -143,6 +148,8 @@ class Server:
         rank.flush()
         with rank.timer.phase("aggregate"):
             scalars = self._algorithm.end_round(round_idx)
+        if not isinstance(scalars, Mapping):
+            raise TypeError(f"end_round must return a dict of numbers for the ledger, got {type(scalars).__name__}")
         taken = sorted(_OWN_COLUMNS & scalars.keys())
         if taken:
             raise ValueError(f"end_round returned {', '.join(taken)}: columns of the ledger's own; take another name")
@@ -174,6 +181,17 @@ class Server:
             self._finish_evaluation()
             if not np.isnan(row["test_accuracy"]):
                 self._algorithm.evaluated(round_idx, row["test_loss"], row["test_accuracy"])
+
+    def _log_arrived(self) -> None:
+        """Log the messages that have arrived and wait for their turn, which does not come if the round has failed."""
+        rows = list(self._host.arrived_rows())
+        for reply in self._replies.values():
+            with suppress(ProtocolError):  # only its row is wanted, which a reply that cannot be used has too
+                self._result(reply)
+            rows += reply.rows
+        self._replies.clear()
+        for row in rows:
+            self._ledger.add_message(row)
 
     def _result(self, reply: Reply) -> Message | None:
         """Return what a conversation came to, None if it came to nothing; then `reply.fault` says why."""
@@ -268,8 +286,6 @@ class Server:
         self._dispatcher.saw_reply(nbytes)
         self._dispatcher.take_back(reply.player, reply.client_id)
         self._last_phases[reply.player] = reply.report.phase_totals
-        if reply.report.kept_state:
-            self._homes[reply.client_id] = (reply.round_idx, reply.player)
         self._deal()
 
     def _start_evaluation(self, round_idx: int, *, last: bool = False) -> None:

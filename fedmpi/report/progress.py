@@ -43,11 +43,11 @@ class Progress:
         """Print the round's line."""
         parts = [
             f"round {int(values['round_idx']) + 1:>{len(str(self._num_rounds))}}/{self._num_rounds}",
-            f"clients {int(values['num_clients'])}",
-            f"train_loss {values['train_loss']:.4f}",
+            f"clients {_clients(values)}",
+            f"train_loss {_loss(values['train_loss'])}",
         ]
         if not math.isnan(values["test_accuracy"]):
-            parts.append(f"test_loss {values['test_loss']:.4f}  test_acc {values['test_accuracy']:.4f}")
+            parts.append(f"test_loss {_loss(values['test_loss'])}  test_acc {values['test_accuracy']:.4f}")
         parts.append(f"down {megabytes(values['down_nbytes'])} MB  up {megabytes(values['up_nbytes'])} MB")
         parts.append(f"{values['wall_s']:.3f} s")
         self._console.print("  ".join(parts))
@@ -56,3 +56,13 @@ class Progress:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _clients(values: Mapping[str, float]) -> str:
+    """Write how many clients were drawn, or how many of them replied if some did not."""
+    drawn, lost = int(values["num_clients"]), int(values["num_faults"])
+    return f"{drawn - lost} of {drawn}" if lost else str(drawn)
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.4f}" if not abs(loss) >= 1e4 else f"{loss:.4g}"

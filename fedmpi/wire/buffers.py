@@ -52,7 +52,7 @@ class BufferPool:
     def allocate_with(self, allocate: Callable[[int], Memory]) -> None:
         """Take new memory from ``allocate(nbytes)`` from now on; what is free already is given up."""
         self._allocate = allocate
-        self._free.clear()
+        self._free = []  # another list: what is leased now comes back to the old one
 
     def lease(self, nbytes: int) -> np.ndarray:
         """Return a uint8 array of shape (nbytes,), contents undefined.

@@ -28,6 +28,7 @@ def batch_norm_net(config, shape, num_classes):
 
 TALK = f"{ALGORITHMS / 'talk.py'}:TALK"
 MEMORY = f"{ALGORITHMS / 'memory.py'}:MEMORY"
+HASTY = f"{ALGORITHMS / 'hasty.py'}:HASTY"
 
 
 @pytest.fixture
@@ -110,6 +111,10 @@ def check_agreement(folder: Path) -> None:
     large = {"model": {"name": "mlp", "hidden": [600]}}  # 370 kB a message: beyond what travels inline
     buffers = {"model": {"name": "buffers and dropout of the tests"}}
     memory = {"algorithm": {"name": MEMORY}, "rounds": 5}
+    lost = {"participation": {"clients_per_round": 8, "dropout": 0.4, "sampling": "by_size", "availability": 0.9}}
+    lost_memory, lost_talk = {**memory, **lost}, {**talk, **lost}
+    hasty = {"algorithm": {"name": HASTY}, "rounds": 4, "participation": {"clients_per_round": 12}}
+    refused = {**hasty, "server": {"nonfinite": "drop"}}
     own_folders = {**memory, "placement": {"state_dir": str(folder / "state{rank}")}}
     cases: list[tuple[str, str, dict[str, Any], Any]] = [
         ("plain", "plain", {}, None),
@@ -131,6 +136,12 @@ def check_agreement(folder: Path) -> None:
         ("buffers and dropout, with the player", "buffers", {**buffers, "server": {"host": "player"}}, None),
         ("memory", "memory", memory, None),
         ("memory moved", "memory", own_folders, Delaying),
+        ("clients lost", "lost", lost_memory, Delaying),
+        ("clients lost, with the player", "lost", {**lost_memory, "server": {"host": "player"}}, None),
+        ("clients lost in talk, with a peer", "lost talk", {**lost_talk, "server": {"host": "peer"}}, Delaying),
+        ("refused", "refused", refused, Delaying),
+        ("refused, with the player", "refused", {**refused, "server": {"nonfinite": "drop", "host": "player"}}, None),
+        ("refused, with a peer", "refused", {**refused, "server": {"nonfinite": "drop", "host": "peer"}}, Delaying),
     ]
     sections = {
         "plain": {},
@@ -141,6 +152,9 @@ def check_agreement(folder: Path) -> None:
         "large": large,
         "buffers": buffers,
         "memory": memory,
+        "lost": lost_memory,
+        "lost talk": lost_talk,
+        "refused": refused,
     }
     expected = {}
     if rank == 0:

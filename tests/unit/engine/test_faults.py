@@ -12,6 +12,7 @@ import torch
 from support import ALGORITHMS, small_config
 
 from fedmpi.comm.local import LocalCommunicator
+from fedmpi.engine.setup import prepare, resolve
 from fedmpi.ledger.check import check
 from fedmpi.ledger.reader import Ledger
 from fedmpi.plugin import load_plugin
@@ -81,14 +82,18 @@ def test_without_dropout_there_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_a_round_in_which_all_are_lost_leaves_the_model_as_it_is(tmp_path: Path) -> None:
-    assert go(tmp_path, "rounds=1", "participation.dropout=0.999", "seed=4") == 0
+    config = small_config(tmp_path, "rounds=1", "participation.dropout=0.9999")
+    assert run(config, tmp_path / "out", LocalCommunicator()) == 0
     with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
         assert ledger.rounds["num_faults"].tolist() == [5]
         assert np.isnan(ledger.rounds["train_loss"][0])
-        lost_model = ledger.attrs["model_digest"]
-    assert go(tmp_path, "rounds=1", "participation.dropout=0.9999", "seed=4") == 0
-    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
-        assert ledger.attrs["model_digest"] == lost_model
+        assert ledger.model is not None
+        model = ledger.model[0]
+    assert np.array_equal(model, prepare(resolve(config)).initial.state_S.numpy())
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert "round 1/1  clients 0 of 5  " in log
+    assert "replies that are missing: 5 dropout (of 5 clients drawn)" in log
+    assert "warning: 1 rounds got no reply and left the model as it was" in log
 
 
 def test_nobody_at_hand_is_a_round_without_clients(tmp_path: Path) -> None:
@@ -213,3 +218,54 @@ def test_in_the_middle_of_a_conversation(tmp_path: Path, policy: str, capsys: py
     for round_idx, client_id in zip(faults["round_idx"], faults["client_id"], strict=True):
         chosen = (messages["round_idx"] == round_idx) & (messages["client_id"] == client_id)
         assert sorted(messages["direction"][chosen].tolist()) == ["down", "up"]  # the server says no more after it
+
+
+ONCE = """
+from fedmpi.algorithms.base import Algorithm
+from fedmpi.plugin import load_plugin
+
+MEMORY = load_plugin({name!r}, "algorithm.name")
+
+class Client(MEMORY.client):
+    turns = []
+
+    def train(self, round_idx, client_id, down, shard):
+        up = super().train(round_idx, client_id, down, shard)
+        if round_idx == 1 and client_id % 2:
+            self.client_state["memory"].fill_(float("nan"))
+            self.ctx.model.params_P.add_(self.client_state["memory"])
+        self.turns.append((client_id, round_idx, int(self.client_state["turns"])))
+        return up
+
+ONCE = Algorithm("once", MEMORY.config, MEMORY.server, Client)
+"""
+
+
+def test_a_client_whose_reply_was_refused_goes_on_from_the_state_before(tmp_path: Path) -> None:
+    """One bad round with NaN in the state must not lose the client for good."""
+    path = tmp_path / "once.py"
+    path.write_text(ONCE.format(name=MEMORY["name"]))
+    section = {"name": f"{path}:ONCE"}
+    everyone = "participation.clients_per_round=12"
+    assert go(tmp_path, "rounds=4", everyone, "server.nonfinite=drop", algorithm=section) == 0
+    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
+        assert ledger.rounds["num_faults"].tolist() == [0, 6, 0, 0]
+    turns = load_plugin(section["name"], "algorithm.name").client.turns
+    assert [turn for client, _, turn in turns if client == 2] == [1, 2, 3, 4]
+    assert [turn for client, _, turn in turns if client == 3] == [1, 2, 2, 3]
+
+
+def test_what_had_arrived_is_logged_when_a_round_fails(tmp_path: Path) -> None:
+    """Client after client is added in ascending order: replies of the others wait when the first turns out bad."""
+    path = tmp_path / "poison.py"
+    path.write_text(POISON.replace("VALUE", "float('nan')").replace("client_id % 2", "client_id == 0"))
+    everyone = ["participation.clients_per_round=12", "server.host=player"]
+    assert go(tmp_path, *everyone, algorithm={"name": f"{path}:POISON"}) == 5
+    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
+        messages = ledger.messages
+        assert ledger.faults["client_id"].tolist() == [0]
+    of_round = messages["round_idx"] == 1
+    ups = messages["client_id"][of_round & (messages["direction"] == "up")]
+    assert len(set(ups.tolist())) == len(ups) >= 1
+    assert 0 in ups
+    assert check(tmp_path / "out" / "ledger.h5") == []

@@ -74,6 +74,12 @@ def test_a_scalar_named_as_a_column_of_the_ledgers_own(
     assert f"ValueError: end_round returned {name}: columns of the ledger's own" in said
 
 
+def test_an_end_of_round_without_scalars(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    section = own(tmp_path, "class Server(FedAvgServer):\n    def end_round(self, round_idx):\n        pass\n")
+    assert go(tmp_path, "rounds=1", algorithm=section) == 1
+    assert "TypeError: end_round must return a dict of numbers for the ledger, got NoneType" in capsys.readouterr().err
+
+
 def test_scalars_with_names_of_their_own_and_the_density(tmp_path: Path) -> None:
     assert go(tmp_path, algorithm=own(tmp_path, END_ROUND.replace("SCALARS", "{'free': 2.5, 'density': 0.25}"))) == 0
     table = rounds(tmp_path)

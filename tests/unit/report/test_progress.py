@@ -18,8 +18,8 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ROUND = {
-    "round_idx": 4, "num_clients": 10, "train_loss": 0.123456, "test_loss": 0.5, "test_accuracy": 0.87654,
-    "down_nbytes": 1_500_000, "up_nbytes": 4_000, "wall_s": 1.23456,
+    "round_idx": 4, "num_clients": 10, "num_faults": 0, "train_loss": 0.123456, "test_loss": 0.5,
+    "test_accuracy": 0.87654, "down_nbytes": 1_500_000, "up_nbytes": 4_000, "wall_s": 1.23456,
 }  # fmt: skip
 
 
@@ -39,6 +39,12 @@ def test_a_rounds_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_round_that_was_not_tested(capsys: pytest.CaptureFixture[str]) -> None:
     Progress(Console(), 9, 10).round_done({**ROUND, "test_loss": math.nan, "test_accuracy": math.nan})
     assert capsys.readouterr().out == "round 5/9  clients 10  train_loss 0.1235  down 1.500 MB  up 0.004 MB  1.235 s\n"
+
+
+def test_a_round_with_replies_missing_and_a_loss_beyond_all_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress(Console(), 9, 10).round_done({**ROUND, "num_faults": 3, "train_loss": 1.25e30, "test_loss": math.inf})
+    said = capsys.readouterr().out
+    assert said.startswith("round 5/9  clients 7 of 10  train_loss 1.25e+30  test_loss inf  ")
 
 
 def test_lines_align_from_round_to_round(capsys: pytest.CaptureFixture[str]) -> None:
