@@ -1,4 +1,4 @@
-"""The commands that read: ledgers, and what a configuration can name."""
+"""The commands beside those that run: on ledgers, on what a configuration can name, and the one that fetches data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedmpi.errors import ConfigError, OutputError
 from fedmpi.ledger.schema import LEDGER_NAME
+from fedmpi.problems import did_you_mean
 
 
 def _ledger_path(path: Path) -> Path:
@@ -36,15 +37,20 @@ def info(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """Check ledgers; the status is that of an unusable output if one is not sound."""
-    from fedmpi.ledger.check import check as check_ledger
+    from fedmpi.ledger.check import Check
 
     status = 0
     for path in map(_ledger_path, args.file):
+        checked: list[str] = []
         try:
-            problems = check_ledger(path)
+            found = Check(path)
+            checked, problems = found.checked, found.problems
         except OutputError as error:
             problems = [str(error)]
         print(f"{path}: {'sound' if not problems else 'NOT sound'}")
+        if args.verbose:
+            for rule in checked:
+                print(f"  checked: {rule}")
         for problem in problems:
             print(f"  {problem}")
             status = OutputError.exit_status
@@ -88,6 +94,6 @@ def list_choices(args: argparse.Namespace) -> int:
     from fedmpi.report.choices import GROUPS, choices_text
 
     if args.what is not None and args.what not in GROUPS:
-        raise ConfigError(f"fedmpi list knows {', '.join(GROUPS)}, got {args.what!r}")
+        raise ConfigError(f"fedmpi list knows {', '.join(GROUPS)}, got {args.what!r}{did_you_mean(args.what, GROUPS)}")
     print(choices_text([args.what] if args.what else list(GROUPS)))
     return 0

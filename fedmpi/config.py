@@ -51,9 +51,7 @@ class DataConfig(Section):
     """Which data, where they lie, and what is done to them on the device."""
 
     name: str = Field("fashion_mnist_mini", description="data set; `fedmpi list` names them")
-    root: Path | None = Field(
-        None, description="folder looked in first, before the user's cache and the system's folder"
-    )
+    root: Path | None = Field(None, description="folder of the files; where it is set, no other is looked in")
     augment: Literal["none", "crop_flip"] = Field(
         "none",
         description="crop_flip: random crop after padding by 4, then a horizontal flip with probability 1/2; images "
@@ -147,7 +145,9 @@ class ParticipationConfig(Section):
 
     clients_per_round: int = Field(10, ge=1, description="clients drawn without replacement each round")
     sampling: Literal["uniform", "by_size"] = Field(
-        "uniform", description="by_size: with probabilities in proportion to the clients' numbers of samples"
+        "uniform",
+        description="by_size: with probabilities in proportion to the clients' numbers of samples; as averages weight "
+        "by samples too, size then counts twice",
     )
     availability: float = Field(
         1.0, gt=0, le=1, description="probability that a client is at hand in a round; only those are drawn from"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -13,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from fedmpi.config import DataConfig, IidPartition, RunConfig, Section, TrainConfig
 from fedmpi.errors import ConfigError
-from fedmpi.problems import find_problems
+from fedmpi.problems import Problem, find_problems, sections_of
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -22,16 +24,19 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            line = f"line {key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{line}: a key must be a word, got {_what(self.construct_object(key_node, True))}")
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
-                raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice")
+                raise ConfigError(f"{line}: key {key!r} is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
 # YAML 1.1, which PyYAML reads, takes 1e-3 for a word; people mean the number.
 _UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 
 
@@ -40,8 +45,38 @@ def parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ConfigError, TypeError, ValueError) as error:
-        # PyYAML lets unhashable keys and impossible dates through as plain errors.
-        raise ConfigError(f"{source}: {error}") from error
+        # PyYAML lets impossible dates through as plain errors.
+        raise ConfigError(f"{source}: {_yaml_words(error)}") from error
+
+
+def _yaml_words(error: Exception) -> str:
+    """Say what is wrong with YAML, and where, in a line."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        if "'\\t'" in (error.problem or ""):
+            return f"{where}a tab; YAML indents with spaces"
+        words = ", ".join(part for part in (error.context, error.problem) if part)
+        words = words.replace("'<stream end>'", "the end")
+        return f"{where}no YAML: {words}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"no YAML: a character that cannot be shown ({error.character:#x}) at position {error.position + 1}"
+    return str(error)
+
+
+def _what(value: object) -> str:
+    """Name the sort of a value, as somebody who writes YAML knows it."""
+    if value is None:
+        return "nothing"
+    sorts = {
+        bool: "true or false",
+        str: "a word",
+        list: "a list",
+        dict: "a section",
+        int: "a number",
+        float: "a number",
+    }
+    return sorts.get(type(value), "a date" if isinstance(value, date) else "something else")
 
 
 _KEPT = {"algorithm": (), "model": (), "partition": ("num_clients",), "data": ("augment",)}
@@ -85,19 +120,34 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 def validate(section: type[Section], values: Mapping[str, Any], where: str = "") -> Any:
     """Build `section` from `values`; every problem is named by its dotted key, with the rule, the value and a way out.
 
+    A section in `values` that is null, as YAML reads one with nothing below its name, has all its defaults.
+
     Raises
     ------
     ConfigError
     """
+    valid, problems = _validated(section, values, where)
+    if problems:
+        raise ConfigError("\n  ".join(problem.text for problem in problems))
+    return valid
+
+
+def _validated(section: type[Section], values: Mapping[str, Any], where: str) -> tuple[Any, list[Problem]]:
+    values = {key: value for key, value in values.items() if not (value is None and _is_section(section, key))}
     valid, errors = None, []
     try:
-        valid = section.model_validate(dict(values))
+        valid = section.model_validate(values)
     except ValidationError as error:
         errors = error.errors()
-    problems = find_problems(section, values, errors, where)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return valid
+    return valid, find_problems(section, values, errors, where)
+
+
+def _is_section(section: type[Section], key: object) -> bool:
+    """Return whether a key holds a section that has defaults and may not be null."""
+    field = section.model_fields.get(str(key))
+    if field is None or field.is_required() or NoneType in get_args(field.annotation):
+        return False
+    return bool(sections_of(field.annotation))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -106,42 +156,69 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises
     ------
     ConfigError
-        Naming the file or override, the key, the value and the rule.
+        Naming the file or the command line, the key, the value and the rule.
     """
     try:
         text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read the configuration {path}: it is not text in UTF-8") from error
+    except OSError as error:
+        hint = ""
+        if "=" in str(path) and isinstance(error, FileNotFoundError):
+            file = next((word for word in overrides if "=" not in word), "CONFIG.yaml")
+            hint = f"; the file comes first, then the settings: {file} {path}"
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}{hint}") from error
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of sections, got {type(tree).__name__}")
+        raise ConfigError(
+            f"{path}: a configuration is a mapping of sections (`rounds: 20` at least), got {_what(tree)}"
+        )
     try:
         tree = apply_overrides(tree, overrides)
-        if isinstance(tree.get("partition"), dict):
-            tree["partition"] = {"name": _USUAL_NAMES["partition"], **tree["partition"]}
-        config: RunConfig = validate(RunConfig, tree)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    _check_together(config)
+        raise ConfigError(f"on the command line: {error}") from None
+    if isinstance(tree.get("partition"), dict):
+        tree["partition"] = {"name": _USUAL_NAMES["partition"], **tree["partition"]}
+    config, problems = _validated(RunConfig, tree, "")
+    typed = [override.partition("=")[0] for override in overrides]
+    lines = [f"{_source(path, [problem.key], typed)}: {problem.text}" for problem in problems]
+    if not lines:
+        lines = [f"{_source(path, keys, typed)}: {words}" for keys, words in _clashes(config)]
+    if lines:
+        raise ConfigError("\n  ".join(lines))
+    assert isinstance(config, RunConfig)
     return config
 
 
-def _check_together(config: RunConfig) -> None:
-    """Refuse settings that do not go with each other."""
+def _source(path: Path, keys: Iterable[str], typed: Sequence[str]) -> str:
+    """Say where a problem comes from: the command line where something typed there is at, below or above a key."""
+    for key in keys:
+        if any(f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.") for other in typed):
+            return "on the command line"
+    return str(path)
+
+
+def _clashes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Find settings that do not go with each other: their keys, and what is wrong."""
     num_clients = config.partition.num_clients
     if num_clients is not None and config.participation.clients_per_round > num_clients:
-        raise ConfigError(
+        yield (
+            ("participation.clients_per_round", "partition.num_clients"),
             f"participation.clients_per_round must be at most partition.num_clients = {num_clients}, "
-            f"got {config.participation.clients_per_round}"
+            f"got {config.participation.clients_per_round}",
         )
     if config.train.optimizer != "adam":
         for key in ("adam_beta2", "adam_eps"):
             if getattr(config.train, key) != TrainConfig.model_fields[key].default:
-                raise ConfigError(f"train.{key} is only for train.optimizer=adam, got {config.train.optimizer}")
+                yield (
+                    (f"train.{key}", "train.optimizer"),
+                    f"train.{key} is only for train.optimizer=adam, got {config.train.optimizer}",
+                )
     if config.participation.availability_spread and config.participation.availability == 1.0:
-        raise ConfigError(
+        yield (
+            ("participation.availability_spread", "participation.availability"),
             "participation.availability_spread spreads the clients' availability around participation.availability, "
-            f"which must then be below 1, got {config.participation.availability}"
+            f"which must then be below 1, got {config.participation.availability}",
         )
 
 

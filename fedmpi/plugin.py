@@ -34,7 +34,7 @@ def load_plugin(name: str, key: str) -> Any:
         If the file or module is not there or fails to import, or has no such name; the text says which line failed.
     """
     path, _, attribute = name.rpartition(":")
-    module = _import_file(Path(path), key) if path.endswith(".py") else _import_module(path, key)
+    module = _import_file(Path(path), key) if path.endswith(".py") else _import_module(path, attribute, key)
     if not hasattr(module, attribute):
         have = ", ".join(n for n in vars(module) if not n.startswith("_") and n[:1].isupper()) or "none"
         raise ConfigError(f"{key}={name}: {path} has no {attribute!r}; of names with a capital it has: {have}")
@@ -59,11 +59,20 @@ def _import_file(path: Path, key: str) -> ModuleType:
     return module
 
 
-def _import_module(name: str, key: str) -> ModuleType:
+def _import_module(name: str, attribute: str, key: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{key}: importing {name} failed: {error_words(error, _file_of(name))}") from error
+        words = error_words(error, _file_of(name))
+        raise ConfigError(f"{key}: importing {name} failed: {words}{_file_hint(name, attribute)}") from error
+
+
+def _file_hint(name: str, attribute: str) -> str:
+    """Return the way to write a file that was named without its .py; nothing if there is none."""
+    for path in (Path(f"{name}.py"), Path(f"{name.replace('.', '/')}.py")):
+        if name and path.is_file():
+            return f"; did you mean the file? write {path}:{attribute}"
+    return ""
 
 
 def _file_of(name: str) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, get_args, get_origin
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import NoneType
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic_core import ErrorDetails
 
 from fedmpi.config import Section
 
+_NO_SECTION = ("model_type", "model_attributes_type", "dict_type")
 _RULES = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -25,9 +27,7 @@ _RULES = {
     "path_type": "a path",
     "tuple_type": "a list",
     "list_type": "a list",
-    "model_type": "a section of keys",
-    "model_attributes_type": "a section of keys",
-    "dict_type": "a section of keys",
+    **dict.fromkeys(_NO_SECTION, "a section of keys"),
     "greater_than": "above {gt}",
     "greater_than_equal": "at least {ge}",
     "less_than": "below {lt}",
@@ -41,9 +41,23 @@ _ALIKE = 0.6
 """Likeness, from 0 to 1, from which on one name is taken for a slip of another."""
 
 
+class Problem(NamedTuple):
+    """What is wrong with one key: its dotted name ("" for the whole), and a line that names it too."""
+
+    key: str
+    text: str
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean X?"`` for the known word nearest to `word`, or nothing if none is near."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), by_lower, 1, _ALIKE)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
+
+
 def find_problems(
     section: type[Section], values: Mapping[str, Any], errors: Sequence[ErrorDetails], where: str
-) -> list[str]:
+) -> list[Problem]:
     """Return what is wrong with `values`, a line a key.
 
     Parameters
@@ -57,38 +71,50 @@ def find_problems(
         Dotted key of the section, "" for a whole configuration.
     """
     at = [where] if where else []
+    mistyped = {key: (rule, value) for key, rule, value in _mistyped_below(section, values, where)}
     rules: dict[str, tuple[list[str], str]] = {}
-    for key, flag in _bools_for_numbers(section, values, where):
-        rules[key] = (["a number"], _spell(flag))
+    for key, (rule, flag) in mistyped.items():
+        if isinstance(flag, bool):
+            rules[key] = ([rule], _spell(flag))
     flagged = set(rules)
-    found = []
+    found: list[Problem] = []
     for error in errors:
         owner, names = _locate(section, error["loc"])
         key, kind = ".".join(at + names), error["type"]
         if kind == "invalid_key":
             place = ".".join(at + names[:-1])
-            found.append(
-                f"{place + ': ' if place else ''}a key must be a word, got {_spell(error['input'])}{_why(error)}"
-            )
+            text = f"{place + ': ' if place else ''}a key must be a word, got {_spell(error['input'])}{_why(error)}"
+            found.append(Problem(place, text))
         elif kind == "extra_forbidden":
             hint = _hint(section, owner, at, names, values)
-            found.append(f"{key}: unknown key (value {_spell(error['input'])}); {hint}")
+            found.append(Problem(key, f"{key}: unknown key (value {_spell(error['input'])}); {hint}"))
         elif kind == "missing":
-            found.append(f"{key}: required, and not given")
+            found.append(Problem(key, f"{key}: required, and not given"))
         elif kind == "union_tag_not_found":
-            found.append(f"{key}.name: required, and not given")
+            found.append(Problem(f"{key}.name", f"{key}.name: required, and not given"))
         elif kind == "value_error":
-            found.append(f"{key}: {error['ctx']['error']}")
+            found.append(Problem(key, f"{key}: {error['ctx']['error']}"))
         elif kind not in _RULES:
-            found.append(f"{key}: {error['msg']}, got {_spell(error['input'])}")
+            found.append(Problem(key, f"{key}: {error['msg']}, got {_spell(error['input'])}"))
         else:
             value = _spell(error["input"])
             if kind == "union_tag_invalid":
-                key, value = f"{key}.name", repr(error["ctx"]["tag"])
+                key, tag = f"{key}.name", str(error["ctx"]["tag"])
+                names_known = [name.strip().strip("'") for name in error["ctx"]["expected_tags"].split(",")]
+                value = repr(tag) + did_you_mean(tag, names_known)
+            elif kind in _NO_SECTION and isinstance(error["input"], str) and _has_name(section, error["loc"]):
+                value += f"; did you mean {key}.name={error['input']}?"
             # A value that fits neither side of a union gets one line, and one that was flagged as true or false none.
             if key not in flagged:
                 rules.setdefault(key, ([], value))[0].append(_RULES[kind].format(**_limits(error)))
-    return found + [f"{key} must be {' or '.join(parts)}, got {value}" for key, (parts, value) in rules.items()]
+    for key, (rule, given) in mistyped.items():
+        # What pydantic refuses as well has its line already.
+        if key not in rules:
+            quoted = " (in quotes it is a word: leave them out)" if isinstance(given, str) else ""
+            rules[key] = ([rule], _spell(given) + quoted)
+    return found + [
+        Problem(key, f"{key} must be {' or '.join(parts)}, got {value}") for key, (parts, value) in rules.items()
+    ]
 
 
 def _limits(error: ErrorDetails) -> dict[str, Any]:
@@ -126,27 +152,50 @@ def names_of(section: type[Section]) -> tuple[str, ...]:
     return get_args(section.model_fields["name"].annotation) if "name" in section.model_fields else ()
 
 
-def _bools_for_numbers(section: type[Section], values: Mapping[str, Any], where: str) -> Iterator[tuple[str, bool]]:
-    """Find what pydantic lets pass: YAML reads `on` and `yes` as true, and Python counts true as 1."""
+def _mistyped_below(section: type[Section], values: Mapping[str, Any], where: str) -> Iterator[tuple[str, str, Any]]:
+    """Find what pydantic lets pass, as dotted key, rule and value: true as 1, 1 as true, and numbers in quotes.
+
+    YAML reads `on` and `yes` as true, and Python counts true as 1.
+    """
     for name, value in values.items():
         field = section.model_fields.get(str(name))
         if field is not None:
-            yield from _bools_in(field.annotation, value, f"{where}.{name}" if where else str(name))
+            yield from _mistyped(field.annotation, value, f"{where}.{name}" if where else str(name))
 
 
-def _bools_in(annotation: Any, value: Any, key: str) -> Iterator[tuple[str, bool]]:
+def _mistyped(annotation: Any, value: Any, key: str) -> Iterator[tuple[str, str, Any]]:
     kinds = leaves(annotation)
+    takes_number = int in kinds or float in kinds
     if isinstance(value, bool):
-        if (int in kinds or float in kinds) and bool not in kinds:
-            yield key, value
+        if takes_number and bool not in kinds:
+            yield key, "a number", value
     elif isinstance(value, (list, tuple)):
         for place, item in enumerate(value):
-            yield from _bools_in(annotation, item, f"{key}.{place}")
+            yield from _mistyped(annotation, item, f"{key}.{place}")
     elif isinstance(value, Mapping):
         members = sections_of(annotation)
         for member in members:
             if len(members) == 1 or value.get("name") in names_of(member):
-                yield from _bools_for_numbers(member, value, key)
+                yield from _mistyped_below(member, value, key)
+    elif isinstance(value, str):
+        words = [word for kind in kinds for word in get_args(kind)]
+        takes_words = any(kind not in (int, float, bool, NoneType, Ellipsis) and not get_args(kind) for kind in kinds)
+        if (takes_number or bool in kinds) and not takes_words and value not in words:
+            yield key, _rule(kinds), value
+    elif isinstance(value, (int, float)) and bool in kinds and not takes_number and Any not in kinds:
+        yield key, "true or false", value
+
+
+def _rule(kinds: Sequence[Any]) -> str:
+    numbers = "a number" if float in kinds else "a whole number" if int in kinds else ""
+    words = [repr(word) for kind in kinds for word in get_args(kind)]
+    return " or ".join(part for part in (numbers, "true or false" if bool in kinds else "", *words) if part)
+
+
+def _has_name(section: type[Section], loc: tuple[int | str, ...]) -> bool:
+    """Return whether a key of a section is a section in which a `name` selects the rest."""
+    field = section.model_fields.get(str(loc[0])) if len(loc) == 1 else None
+    return field is not None and any("name" in member.model_fields for member in sections_of(field.annotation))
 
 
 def _locate(section: type[Section], loc: tuple[int | str, ...]) -> tuple[type[Section], list[str]]:

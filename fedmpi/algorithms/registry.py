@@ -10,6 +10,7 @@ from fedmpi.config import NamedSection
 from fedmpi.configfile import validate
 from fedmpi.errors import ConfigError
 from fedmpi.plugin import is_plugin, load_plugin
+from fedmpi.problems import did_you_mean
 
 BUILT_IN = ("fedavg", "fedavgm", "fedprox")
 ENTRY_POINTS = "fedmpi.algorithms"
@@ -38,8 +39,11 @@ def find(name: str) -> Algorithm:
             raise ConfigError(
                 f"algorithm.name={name}: loading {where} failed: {type(error).__name__}: {error}"
             ) from error
-    known = ", ".join(sorted({*BUILT_IN, *points.names}))
-    raise ConfigError(f"algorithm.name must be one of {known}, or path/to/file.py:NAME, got {name!r}")
+    known = sorted({*BUILT_IN, *points.names})
+    raise ConfigError(
+        f"algorithm.name must be one of {', '.join(known)}, or path/to/file.py:NAME or package.module:NAME, "
+        f"got {name!r}{did_you_mean(name, known)}"
+    )
 
 
 def describe_algorithms() -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from fedmpi.data.shapes import ImageShape, InputShape, TextShape
 from fedmpi.data.shared import cache_dir, shared_arrays
 from fedmpi.data.synthetic import make_synthetic
 from fedmpi.errors import ConfigError, DataError
+from fedmpi.problems import did_you_mean
 
 __all__ = [
     "TEXT_DATASETS",
@@ -122,8 +123,10 @@ def load_dataset(cfg: DataConfig, seed: int) -> Dataset:
 def check_data_config(cfg: DataConfig) -> None:
     """Raise `ConfigError` if the name is unknown, or a setting does not go with it; reads no file."""
     if cfg.name != "synthetic" and cfg.name not in FILE_SETS:
-        known = ", ".join(sorted([*FILE_SETS, "synthetic"]))
-        raise ConfigError(f"data.name must be one of {known}, got {cfg.name!r}")
+        known = sorted([*FILE_SETS, "synthetic"])
+        raise ConfigError(
+            f"data.name must be one of {', '.join(known)}, got {cfg.name!r}{did_you_mean(cfg.name, known)}"
+        )
     texts = ", ".join(sorted(TEXT_DATASETS))
     if cfg.text is not None and cfg.name not in TEXT_DATASETS:
         raise ConfigError(f"data.text goes with data sets of text ({texts}) only, got data.name={cfg.name}; remove it")

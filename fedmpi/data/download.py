@@ -77,16 +77,26 @@ def download(file: RemoteFile, folder: Path, report: Report) -> Path:
             report(f"{path}: present, checksum right")
             return path
         report(f"{path}: expected {file.checksum}, got {found}; fetching it anew")
-    failures = []
+    failures: list[str] = []
+    num_reported = 0
+
+    def report_in_order(line: str) -> None:
+        # A server's failure is reported once another one gives something; else the error at the end says it.
+        nonlocal num_reported
+        while num_reported < len(failures):
+            report(failures[num_reported])
+            num_reported += 1
+        report(line)
+
     for url in file.urls:
         try:
-            _fetch_from(url, file, path, report)
+            _fetch_from(url, file, path, report_in_order)
             return path
         except (_BadServerError, _CutError) as error:
-            failures.append(f"\n  {url}: {error}")
-            report(f"{url}: {error}")
+            failures.append(f"{url}: {error}")
+    listed = "".join(f"\n  {failure}" for failure in failures)
     raise DataError(
-        f"{file.name}: expected one of its servers to give it, got:{''.join(failures)}\n"
+        f"{file.name}: expected one of its servers to give it, got:{listed}\n"
         f"Try again when the network is there (what has come so far is kept), or download it elsewhere from one of "
         f"these addresses and put it, as it is, into {folder}"
     )

@@ -6,20 +6,15 @@ from pathlib import Path
 
 from fedmpi.data.datasets import cache_folder
 from fedmpi.data.download import RemoteFile, Report, download
+from fedmpi.data.idx import IDX_NAMES
 from fedmpi.errors import ConfigError, DataError, OutputError
-
-_IDX_NAMES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
+from fedmpi.problems import did_you_mean
 
 
 def _idx_files(md5s: tuple[str, ...], folders: tuple[str, ...]) -> tuple[RemoteFile, ...]:
     return tuple(
-        RemoteFile(name, f"md5:{md5}", tuple(folder + name for folder in folders))
-        for name, md5 in zip(_IDX_NAMES, md5s, strict=True)
+        RemoteFile(f"{name}.gz", f"md5:{md5}", tuple(f"{folder}{name}.gz" for folder in folders))
+        for name, md5 in zip(IDX_NAMES, md5s, strict=True)
     )
 
 
@@ -130,8 +125,10 @@ def fetch(name: str, *, folder: Path | None = None, report: Report) -> list[Path
             f"Then copy the folders data/train and data/test, with the .json files in them, into {folder}"
         )
     if name not in SOURCES:
-        known = ", ".join(sorted([*SOURCES, *_NO_NEED, *_BY_LEAF]))
-        raise ConfigError(f"the data set to fetch must be one of {known}, got {name!r}")
+        known = sorted([*SOURCES, *_NO_NEED, *_BY_LEAF])
+        raise ConfigError(
+            f"the data set to fetch must be one of {', '.join(known)}, got {name!r}{did_you_mean(name, known)}"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return [download(file, folder, report) for file in SOURCES[name]]

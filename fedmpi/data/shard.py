@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fedmpi.data.datasets import Dataset
 from fedmpi.data.shapes import TextShape
-from fedmpi.errors import ConfigError
 
 _BLOCK_NUMEL = 1 << 18
 _PAD = 4
@@ -173,22 +172,15 @@ def device_data(
     split : "train" or "test"
     device : torch.device
     augment : bool
-        Crop and flip images at random.
-
-    Raises
-    ------
-    ConfigError
-        If text is to be augmented.
+        Crop and flip images at random. Text stays as it is: `check_data_config` refuses the setting for it.
     """
     if split == "train":
         inputs, labels = dataset.train_inputs, dataset.train_labels
     else:
         inputs, labels = dataset.test_inputs, dataset.test_labels
-    if not isinstance(dataset.shape, TextShape):
-        return DeviceImages(inputs, labels, dataset, device, augment)
-    if augment:
-        raise ConfigError(f"data.augment must be none for a data set of text ({dataset.name})")
-    return DeviceText(inputs, labels, device)
+    if isinstance(dataset.shape, TextShape):
+        return DeviceText(inputs, labels, device)
+    return DeviceImages(inputs, labels, dataset, device, augment)
 
 
 class Shard:

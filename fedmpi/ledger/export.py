@@ -16,9 +16,12 @@ from fedmpi.errors import ConfigError, OutputError
 from fedmpi.ledger.reader import Ledger
 from fedmpi.ledger.schema import EXPORTED_TABLES
 from fedmpi.ledger.stored import Array
+from fedmpi.problems import did_you_mean
 
 # Rows that are turned into Python's objects at a time.
 _CHUNK_ROWS = 1 << 16
+# Files that an error lists.
+_NAMED = 3
 
 
 def export_csv(path: Path | str, folder: Path | str, *, overwrite: bool = False) -> list[Path]:
@@ -48,7 +51,11 @@ def export_csv(path: Path | str, folder: Path | str, *, overwrite: bool = False)
     targets = {table: folder / f"{table}.csv" for table in EXPORTED_TABLES}
     there = [str(target) for target in targets.values() if target.exists()]
     if there and not overwrite:
-        raise OutputError(f"{', '.join(there)}: expected no such file, got one; overwrite it, or export elsewhere")
+        more = [f"and {len(there) - _NAMED} more"] if len(there) > _NAMED else []
+        raise OutputError(
+            "the export would replace files; --overwrite replaces them, -o FOLDER writes elsewhere:\n  "
+            + "\n  ".join(there[:_NAMED] + more)
+        )
     parts = {table: folder / f".{table}.csv.{os.getpid()}" for table in EXPORTED_TABLES}
     with Ledger(path) as ledger:
         try:
@@ -87,7 +94,8 @@ def write_table(path: Path | str, table: str, stream: TextIO) -> None:
         If the ledger cannot be read. What goes wrong with the stream is its own OSError.
     """
     if table not in EXPORTED_TABLES:
-        raise ConfigError(f"table: expected one of {', '.join(EXPORTED_TABLES)}, got {table!r}")
+        hint = did_you_mean(table, EXPORTED_TABLES)
+        raise ConfigError(f"--table: expected one of {', '.join(EXPORTED_TABLES)}, got {table!r}{hint}")
     with Ledger(path) as ledger:
         _write(ledger, table, stream)
 
@@ -116,7 +124,8 @@ def _columns(ledger: Ledger, table: str) -> Mapping[str, Array | list[Any]]:
     if table == "placement":
         rows = ledger.placement
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ("rank",))}
-    facts = {**ledger.attrs, **ledger.summary()}
+    # Of what both have, an attribute stands where the summary knows nothing.
+    facts = {**ledger.attrs, **{k: v for k, v in ledger.summary().items() if v is not None or k not in ledger.attrs}}
     return {"name": list(facts), "value": list(facts.values())}
 
 

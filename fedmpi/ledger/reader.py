@@ -158,17 +158,21 @@ class Ledger:
         Returns
         -------
         dict
-            status; rounds, num_messages, num_faults, num_ranks (counts); accuracy (fraction) and loss of the last test;
+            algorithm, data, partition, model (names); seed; rounds_planned; status; rounds, num_messages,
+            num_faults, num_ranks (counts); accuracy (fraction) and loss of the last test;
             up_nbytes, down_nbytes and their sum wire_nbytes, from the message rows, so that a killed run has them;
             simulation_nbytes; wall_s; model_digest, ledger_digest (hex).
         """
-        messages, rounds = self.messages, self.rounds
+        messages, rounds, planned = self.messages, self.rounds, self._planned()
         tested = np.flatnonzero(~np.isnan(rounds["test_accuracy"]))
         is_down = messages["direction"] == DIRECTIONS[0]
         down_nbytes = int(messages["wire_nbytes"][is_down].sum())
         up_nbytes = int(messages["wire_nbytes"][~is_down].sum())
         num_rounds = len(rounds["round_idx"])
         return {
+            **{name: _at(planned, name, "name") for name in ("algorithm", "data", "partition", "model")},
+            "seed": _at(planned, "seed"),
+            "rounds_planned": _at(planned, "rounds"),
             "status": self.status,
             "rounds": num_rounds,
             "accuracy": float(rounds["test_accuracy"][tested[-1]]) if len(tested) else None,
@@ -184,6 +188,15 @@ class Ledger:
             "model_digest": self.attrs.get("model_digest", model_digest(*self.model) if self.model else None),
             "ledger_digest": ledger_digest(messages),
         }
+
+    def _planned(self) -> Any:
+        """Return the run's configuration as a tree; None if it cannot be read, as a summary has more to say."""
+        import yaml
+
+        try:
+            return yaml.safe_load(self.config_yaml)
+        except (OutputError, yaml.YAMLError):
+            return None
 
     def _check_format(self) -> None:
         filetype = self.attrs.get("filetype")
@@ -206,10 +219,19 @@ class Ledger:
         except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
             # h5py's errors differ with what is damaged: TypeError and AttributeError for a dataset of another kind.
             words = error.args[0] if isinstance(error, KeyError) and error.args else error
+            if isinstance(error, (TypeError, AttributeError)):
+                words = "a group or a dataset is missing, or of another kind"
             raise OutputError(
                 f"{self.path}: expected a whole ledger, got a part that cannot be read ({words}); the file is damaged: "
                 f"copy it again, or run again"
             ) from error
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    """Return a word or a number of a tree of mappings; None if there is none."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, (str, int, float)) else None
 
 
 def _plain(value: Any) -> Any:

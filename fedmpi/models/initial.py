@@ -55,7 +55,11 @@ def initial_model(config: ModelConfig, shape: InputShape, num_classes: int, init
     DataError
         If the file is missing, damaged or holds what are no weights.
     """
-    flat = FlatModel(build_model(config, shape, num_classes, init_seed), torch.device("cpu"))
+    module = build_model(config, shape, num_classes, init_seed)
+    try:
+        flat = FlatModel(module, torch.device("cpu"))
+    except ConfigError as error:
+        raise ConfigError(f"model.name={config.name}: {error}") from error
     _check_fit(flat, config.name, shape, num_classes)
     if config.weights is not None:
         fill_from_file(flat.module, config.weights, config.name)

@@ -19,6 +19,7 @@ from fedmpi.data.shapes import ImageShape, InputShape, TextShape
 from fedmpi.errors import ConfigError
 from fedmpi.models import custom
 from fedmpi.plugin import is_plugin
+from fedmpi.problems import did_you_mean
 
 
 class ModelConfig(NamedSection):
@@ -113,7 +114,7 @@ def resolve(section: NamedSection) -> ModelConfig:
     else:
         raise ConfigError(
             f"model.name must be one of {', '.join(sorted(_MODELS))}, or path/to/file.py:NAME or package.module:NAME, "
-            f"got {section.name!r}"
+            f"got {section.name!r}{did_you_mean(section.name, _MODELS)}"
         )
     config: ModelConfig = validate(config_class, values, "model")
     return config
@@ -139,6 +140,6 @@ def build_model(config: ModelConfig, shape: InputShape, num_classes: int, init_s
             fitting = ", ".join(description.name for description in describe_models() if description.takes == got)
             raise ConfigError(
                 f"model.name={config.name} takes {_WORDS[model.takes]}, but the data are {got}: models for {got} are "
-                f"{fitting}, or one of your own (path/to/file.py:NAME)"
+                f"{fitting}, or one of your own (path/to/file.py:NAME or package.module:NAME)"
             )
         return model.builder(config, shape, num_classes)

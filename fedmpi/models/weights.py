@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,11 @@ from fedmpi.errors import ConfigError, DataError
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _NAMED = 5
+_WRAPPED = "module."
+_WANTED = (
+    "It must be a torch.save of a state_dict, with nothing but tensors in it, or a .safetensors file; no code in it is "
+    "run"
+)
 
 
 def fill_from_file(module: nn.Module, path: Path, model_name: str) -> None:
@@ -61,30 +67,57 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     ------
     DataError
     """
+    if path.is_dir():
+        raise DataError(f"model.weights: {path} is a folder: give the file of weights in it")
     if not path.is_file():
         raise DataError(f"model.weights: there is no file {path} (looked for from {Path.cwd()})")
     try:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
+            _check_start(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of pickle protocols and TorchScript: what matters comes as an error
                 content = torch.load(path, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
     except Exception as error:  # the readers raise whatever a damaged byte leads them to
-        raise DataError(
-            f"model.weights: {path} cannot be read as weights: {_why(error)}. It must be a torch.save of a state_dict, "
-            "with nothing but tensors in it, or a .safetensors file; no code in it is run"
-        ) from error
+        raise DataError(f"model.weights: {path} cannot be read as weights: {_why(error)}. {_WANTED}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise DataError(f"model.weights: {path} must hold tensors by name (a state_dict), got {type(content).__name__}")
+    _refuse_nested(content, path)
     for name, tensor in content.items():
         if not isinstance(tensor, Tensor):
             raise DataError(f"model.weights: {path}: {name!r} must be a tensor, got {type(tensor).__name__}")
         if tensor.layout != torch.strided or tensor.is_meta:
             raise DataError(f"model.weights: {path}: {name!r} must be a dense tensor with its numbers")
     return {str(name): tensor.detach() for name, tensor in content.items()}
+
+
+def _check_start(path: Path) -> None:
+    """Raise `DataError` for a file that begins like none of torch.save's: its reader's own errors say little then."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start != b"PK" and start[:1] != b"\x80":  # a zip archive, or a pickle of protocol 2 or later
+        found = "an empty file" if not start else "a file that torch.save did not write"
+        raise DataError(f"model.weights: {path} cannot be read as weights: it is {found}. {_WANTED}")
+
+
+def _refuse_nested(content: Mapping[Any, object], path: Path) -> None:
+    """Raise `DataError` for a checkpoint that holds a state_dict under a key, and say under which."""
+    inner = [
+        name
+        for name, value in content.items()
+        if isinstance(value, Mapping) and value and all(isinstance(tensor, Tensor) for tensor in value.values())
+    ]
+    if inner:
+        keys = " and ".join(repr(name) for name in inner)
+        raise DataError(
+            f"model.weights: {path} is a checkpoint with a state_dict under {keys}: save that alone, by "
+            f"torch.save(torch.load({str(path)!r})[{inner[0]!r}], 'weights.pt')"
+        )
 
 
 def _names_by_tensor(module: nn.Module) -> list[tuple[list[str], Tensor]]:
@@ -117,7 +150,13 @@ def _check_names(
         if names
     ]
     if problems:
-        raise ConfigError(f"model.weights={path} does not fit model.name={model_name}; {'; '.join(problems)}")
+        hint = ""
+        if tensors and all(name.startswith(_WRAPPED) for name in tensors):
+            hint = (
+                f". All names in the file begin with {_WRAPPED!r}, as DataParallel has them: save "
+                "`model.module.state_dict()`"
+            )
+        raise ConfigError(f"model.weights={path} does not fit model.name={model_name}; {'; '.join(problems)}{hint}")
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype, name: str, path: Path) -> Tensor:
@@ -137,5 +176,7 @@ def _why(error: Exception) -> str:
     said = [line for line in lines if "GLOBAL" in line or line.startswith("Unsupported")] or lines
     if not said:
         return f"{type(error).__name__}: the file ends too early"
+    if isinstance(error, (LookupError, TypeError, AttributeError)):
+        return f"{type(error).__name__}: the file is damaged, or torch.save did not write it"
     first = said[0].removeprefix("WeightsUnpickler error: ").split(". ")[0].rstrip(".")
     return f"{type(error).__name__}: {first}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import get_args
 
@@ -46,17 +47,34 @@ GROUPS: dict[str, tuple[str, Callable[[], list[tuple[str, str]]]]] = {
 }
 
 
+_OWN = {"algorithms": "an algorithm", "models": "a model"}
+_COLUMNS = 100
+
+
 def first_line(documented: object) -> str:
     """Return the first line of a docstring."""
     return (inspect.getdoc(documented) or "").split("\n")[0]
 
 
 def choices_text(groups: Sequence[str]) -> str:
-    """Lay out the choices of some groups; names are those of `GROUPS`."""
+    """Lay out the choices of some groups in lines of at most 100 columns; names are those of `GROUPS`."""
     blocks = []
     for group in groups:
         key, find = GROUPS[group]
         rows = find()
         width = max(len(name) for name, _ in rows)
-        blocks.append("\n".join([f"{group} ({key})", *(f"  {name:{width}}  {what}" for name, what in rows)]))
+        lines = [f"{group} ({key})"]
+        for name, what in rows:
+            words = " ".join(what.replace("``", "`").split())
+            lines += textwrap.wrap(
+                words,
+                _COLUMNS,
+                initial_indent=f"  {name:{width}}  ",
+                subsequent_indent=" " * (width + 4),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        if group in _OWN:
+            lines.append(f"  or {_OWN[group]} of your own: path/to/file.py:NAME or package.module:NAME")
+        blocks.append("\n".join(lines))
     return "\n".join(blocks)

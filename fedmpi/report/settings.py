@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 import textwrap
 
 from fedmpi.algorithms.registry import BUILT_IN
 from fedmpi.config import RunConfig
 from fedmpi.errors import ConfigError
+from fedmpi.problems import did_you_mean
 from fedmpi.report.catalog import Part, all_parts
 
 HOW = """\
@@ -28,10 +28,12 @@ can be given in quotes; of two for the same key the last counts:
 A name changed there (`data.name`, `partition.name`, `model.name`, `algorithm.name`) drops the other settings that the
 file has in that section, as they were for the other name. A partition keeps `num_clients`, data keep `augment`.
 
-Everything is checked before anything starts. An unknown key, a value of another type or one out of range ends the
-command with status 2 and a line for each, which names the key, the rule and the value. `null` leaves a setting unset
-where its type allows that. Paths are relative to the folder that fedmpi runs in. A run writes all its settings to
-`config.yaml` in its folder, with a comment where one differs from the default; that file can be run again.
+Everything is checked before anything starts. An unknown key, a value of another type (a number in quotes is a word) or
+one out of range ends the command with status 2 and a line for each, which names the key, the rule and the value, and
+whether the file or the command line has it. `null` leaves a setting unset where its type allows that, and a section
+that is null or has nothing below its name has all its defaults. Paths are relative to the folder that fedmpi runs in. A
+run writes all its settings to `config.yaml` in its folder, with a comment where one differs from the default; that file
+can be run again.
 """
 _HEAD = """\
 # Configuration
@@ -102,10 +104,14 @@ def _chosen(prefix: str) -> list[Part]:
         if whole or settings:
             found.append(Part(part.title, part.about, settings))
     if not found:
+        names = [part.title.partition("=")[2] for part in parts if name and part.title.startswith(f"{section}.name=")]
+        if names:
+            files = ", or path/to/file.py:NAME or package.module:NAME" if section in ("algorithm", "model") else ""
+            hint = did_you_mean(name, names)
+            raise ConfigError(f"{section}.name must be one of {', '.join(names)}{files}, got {name!r}{hint}")
         keys = [part.title for part in parts] + [setting.key for part in parts for setting in part.settings]
-        near = difflib.get_close_matches(prefix, keys, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
-            f"there is no setting {prefix!r}; {hint}the keys of a configuration are {', '.join(RunConfig.model_fields)}"
+            f"there is no setting {prefix!r}{did_you_mean(prefix, keys) or ';'} the keys of a configuration are "
+            f"{', '.join(RunConfig.model_fields)}"
         )
     return found

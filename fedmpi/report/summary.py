@@ -75,9 +75,17 @@ def last_line(summary: Mapping[str, Any]) -> str:
 
 
 def info_text(summary: Mapping[str, Any]) -> str:
-    """Return a summary as lines of names and values."""
+    """Return a summary as lines of names and values; seconds are rounded, and bytes have 1 MB = 10^6 bytes beside."""
     width = max(map(len, summary))
-    return "\n".join(f"{name:{width}}  {'-' if value is None else value}" for name, value in summary.items())
+    return "\n".join(f"{name:{width}}  {_info_value(name, value)}" for name, value in summary.items())
+
+
+def _info_value(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name.endswith("_s"):
+        return f"{value:.2f}"
+    return f"{value} ({megabytes(value)} MB)" if name.endswith("_nbytes") else str(value)
 
 
 def info_table(summaries: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> str:
@@ -94,8 +102,10 @@ def info_table(summaries: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> str
         rows.append(
             (
                 path,
+                summary["algorithm"] or "-",
                 summary["status"].partition(":")[0],
                 summary["rounds"],
+                summary["num_faults"],
                 "-" if accuracy is None else f"{accuracy:.4f}",
                 megabytes(summary["up_nbytes"]),
                 megabytes(summary["down_nbytes"]),
@@ -104,5 +114,14 @@ def info_table(summaries: Sequence[tuple[str | Path, Mapping[str, Any]]]) -> str
                 "-" if model is None else model[:16],
             )
         )
-    header = ("file", "status", "rounds", "accuracy", "MB up", "MB down", "wall_s", "ledger_digest", "model_digest")
-    return table(header, rows, left=2)
+    header = ("file", "algorithm", "status", "rounds", "faults", "accuracy", "MB up", "MB down", "wall_s")
+    return table((*header, "ledger_digest", "model_digest"), rows, left=3)
+
+
+def fault_line(ledger: Ledger) -> str:
+    """Return how many replies are missing, and why; a round without any left the model as it was."""
+    faults, rounds = ledger.faults, ledger.rounds
+    kinds = [f"{np.count_nonzero(faults['fault'] == kind)} {kind}" for kind in sorted(set(faults["fault"].tolist()))]
+    text = f"  replies that are missing: {', '.join(kinds)} (of {rounds['num_clients'].sum()} clients drawn)"
+    empty = np.count_nonzero(rounds["num_faults"] == rounds["num_clients"])
+    return text + (f"\n  warning: {empty} rounds got no reply and left the model as it was" if empty else "")

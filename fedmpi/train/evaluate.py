@@ -10,17 +10,19 @@ from fedmpi.flat import FlatModel
 
 
 def evaluate_batch(model: FlatModel, data: DeviceData, start: int, stop: int) -> tuple[int, float]:
-    """Test a model on images `start` to `stop`.
+    """Test a model on samples `start` to `stop`: images, or sequences of characters.
 
     Returns
     -------
     num_correct : int
+        Labels that are right: images, or characters of a text, of which a sample has many.
     loss_sum : float
-        Sum of the cross entropy over the images.
+        Sum of the cross entropy over the labels.
     """
     model.module.eval()
     with torch.no_grad():
-        x_BCHW, y_B = data.slice(start, stop)
-        logits_BK = model.module(x_BCHW)
-        loss = F.cross_entropy(logits_BK, y_B, reduction="sum")
-        return int((logits_BK.argmax(1) == y_B).sum()), float(loss)
+        # Images: (B, C, H, W), labels (B,), logits (B, K). Text: (B, T), (B, T), (B, K, T).
+        x, y = data.slice(start, stop)
+        logits = model.module(x)
+        loss = F.cross_entropy(logits, y, reduction="sum")
+        return int((logits.argmax(1) == y).sum()), float(loss)

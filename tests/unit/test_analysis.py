@@ -1,6 +1,8 @@
 """The analysis scripts, on small ledgers."""
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,14 @@ from fedmpi.ledger.writer import LedgerWriter
 pytest.importorskip("matplotlib")
 
 FOLDER = Path(__file__).parents[2] / "analysis"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def beside_each_other():
+    """Scripts find what they share in their own folder, as when python is given their path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield
 
 
 def load(name: str):
@@ -33,10 +43,11 @@ def partition_script():
 
 
 def write(path: Path, algorithm: str, nbytes: int, every: int = 2, status: str = "done") -> Path:
-    config = f"algorithm:\n  name: {algorithm}  # set\n"
+    path.parent.mkdir(exist_ok=True)
+    config = f"algorithm:\n  name: {algorithm}  # set\nevaluate:\n  every: {every}\n"
     writer = LedgerWriter(path, attrs={}, config_yaml=config, flush_s=1.0)
     for i in range(12):
-        accuracy = 0.9 - 0.8 / (i + 1) if every and i % every == 0 else np.nan
+        accuracy = 0.9 - 0.8 / (i + 1) if every and i % every == 0 and every < 12 else np.nan
         writer.add_round(
             {"round_idx": i, "num_clients": 2, "test_accuracy": accuracy, "down_nbytes": nbytes, "up_nbytes": nbytes}
             | {"cum_down_nbytes": nbytes * (i + 1), "cum_up_nbytes": 2 * nbytes * (i + 1)}
@@ -62,10 +73,64 @@ def test_curve(script, tmp_path):
 
 
 def test_nothing_to_plot(script, tmp_path, capsys):
-    with pytest.raises(SystemExit, match=r"evaluate\.every"):
-        script.main([str(write(tmp_path / "a.h5", "fedavg", 1, every=0)), "-o", str(tmp_path / "o.png")])
+    never, failed = write(tmp_path / "a.h5", "fedavg", 1, every=0), write(tmp_path / "b.h5", "x", 1, 50, "failed: why")
+    assert script.main([str(never), str(failed), "-o", str(tmp_path / "o.png")]) == 6
+    words = capsys.readouterr().err
+    assert "a.h5: no round was tested; evaluate.every is 0" in words
+    assert "b.h5: no round was tested; it failed after 12 rounds" in words
+    assert "due after 50" in words
+    assert not (tmp_path / "o.png").exists()
     assert script.main([str(tmp_path / "none"), "-o", str(tmp_path / "o.png")]) == 6
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "said"), [("running", "was killed"), ("stopped", "was stopped")])
+def test_one_untested_run_leaves_the_others(script, tmp_path, capsys, status, said):
+    tested = [write(tmp_path / name / "ledger.h5", "fedavg", 10**6) for name in ("one", "two")]
+    untested = write(tmp_path / "three" / "ledger.h5", "fedavg", 1, every=50, status=status)
+    out = tmp_path / "new" / "folder" / "out.png"
+    assert script.main([*(str(path.parent) for path in (tested[0], untested, tested[1])), "-o", str(out)]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    words = capsys.readouterr().err
+    assert words.count("warning: left out") == 1
+    assert f"{untested}: no round was tested; it {said}" in words
+    # Labels go with the runs that are left, and name their folders.
+    labels = [curve.label for curve in script.read_curves([tested[0], untested, tested[1]])]
+    assert labels == [f"fedavg ({tmp_path.name}/{name})" for name in ("one", "two")]
+
+
+def test_curves_that_coincide_are_all_seen(script, tmp_path, monkeypatch):
+    sent, accuracy = np.arange(1.0, 31.0), np.linspace(10, 90, 30)
+    first = script.Curve("first", sent, accuracy)
+    same, other = first._replace(label="same"), script.Curve("other", sent, accuracy - 5)
+    assert script.coincide(first, same)
+    assert not script.coincide(first, other)
+    assert not script.coincide(first, script.Curve("short", sent[:9], accuracy[:9]))
+    figures = []
+    monkeypatch.setattr(script, "save", lambda figure, out: figures.append(figure))
+    script.plot([first, other, same], tmp_path / "o.png")
+    lower, alone, upper = figures[0].axes[0].get_lines()
+    assert lower.get_linewidth() > upper.get_linewidth() == alone.get_linewidth()
+    assert lower.get_markersize() > upper.get_markersize()
+    assert (lower.get_linestyle(), alone.get_linestyle()) == ("-", "-")
+    assert upper.get_linestyle() != "-"
+
+
+@pytest.mark.parametrize("name", ["accuracy_vs_bytes", "partition"])
+def test_a_picture_that_cannot_be_written(name, tmp_path):
+    """As a user starts them, and without a traceback."""
+    counts = np.eye(3, dtype=int)
+    ledger = write_partition(tmp_path / "p.h5", counts, DIRICHLET) if name == "partition" else None
+    ledger = ledger or write(tmp_path / "a.h5", "fedavg", 10**6)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    refusals = [("o.xyz", 2, ".xyz"), ("o", 2, "got none"), ("file/o.png", 6, "is no folder")]
+    for out, status, said in [*refusals, ("folder.png", 6, "cannot write")]:
+        command = [sys.executable, str(FOLDER / f"{name}.py"), str(ledger), "-o", str(tmp_path / out)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == status, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def write_partition(path: Path, counts: np.ndarray, config: str, labels_per_sample: int = 1) -> Path:
@@ -89,8 +154,8 @@ partition:
 @pytest.mark.parametrize("num_clients", [1, 2, 60, 61, 900])
 def test_partition_plot(partition_script, tmp_path, num_clients):
     counts = np.random.default_rng(0).integers(0, 3, (num_clients, 10)) * 40
-    ledger, out = write_partition(tmp_path / "a.h5", counts, DIRICHLET), tmp_path / "out.png"
-    assert partition_script.main([str(ledger), "-o", str(out)]) == 0
+    ledger, out = write_partition(tmp_path / "ledger.h5", counts, DIRICHLET), tmp_path / "new" / "out.png"
+    assert partition_script.main([str(ledger.parent), "-o", str(out)]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
@@ -127,8 +192,8 @@ def test_partition_rows(partition_script):
 
 
 def test_no_partition_to_plot(partition_script, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="table of clients and classes"):
-        partition_script.main([str(write(tmp_path / "a.h5", "fedavg", 1)), "-o", str(tmp_path / "o.png")])
+    assert partition_script.main([str(write(tmp_path / "a.h5", "fedavg", 1)), "-o", str(tmp_path / "o.png")]) == 6
+    assert "table of clients and classes" in capsys.readouterr().err
     assert partition_script.main([str(tmp_path / "none"), "-o", str(tmp_path / "o.png")]) == 6
     assert "no such file" in capsys.readouterr().err
 
@@ -136,5 +201,5 @@ def test_no_partition_to_plot(partition_script, tmp_path, capsys):
 def test_scripts_import_the_ledgers_reader_and_nothing_else_of_fedmpi():
     for path in FOLDER.glob("*.py"):
         lines = [line.strip() for line in path.read_text().splitlines() if "import" in line and "fedmpi" in line]
-        assert lines
+        assert lines or path.name == "pictures.py"
         assert all(line.startswith("from fedmpi.ledger.reader import ") for line in lines)

@@ -71,7 +71,25 @@ def test_sections_are_frozen() -> None:
         ("rounds: 1\ntrain: {lr: fast}\n", "train.lr must be a number, got 'fast'"),
         ("rounds: 1\ntrain: 3\n", "train must be a section of keys, got 3"),
         ("rounds: 1\npartition: 3\n", "partition must be a section of keys, got 3"),
-        ("rounds: 1\nalgorithm: fedavg\n", "algorithm must be a section of keys, got 'fedavg'"),
+        (
+            "rounds: 1\nalgorithm: fedavg\n",
+            "algorithm must be a section of keys, got 'fedavg'; did you mean algorithm.name=fedavg?",
+        ),
+        ("rounds: 1\ntrain: sgd\n", "train must be a section of keys, got 'sgd'"),
+        ("rounds: '3'\n", "rounds must be a whole number, got '3' (in quotes it is a word: leave them out)"),
+        (
+            "rounds: 1\nplacement: {threads: '2'}\n",
+            "placement.threads must be a whole number or 'auto', got '2' (in quotes it is a word: leave them out)",
+        ),
+        (
+            "rounds: 1\ntrain: {clip_norm: '1e-3'}\n",
+            "train.clip_norm must be a number, got '1e-3' (in quotes it is a word: leave them out)",
+        ),
+        ("rounds: 1\nledger: {save_model: 1}\n", "ledger.save_model must be true or false, got 1"),
+        (
+            "rounds: 1\nledger: {save_model: 'yes'}\n",
+            "ledger.save_model must be true or false, got 'yes' (in quotes it is a word: leave them out)",
+        ),
         ("rounds: 0\n", "rounds must be at least 1, got 0"),
         ("rounds: 1\nseed: -1\n", "seed must be at least 0, got -1"),
         ("rounds: 1\nseed: 9223372036854775808\n", f"seed must be at most {2**63 - 1}, got {2**63}"),
@@ -85,6 +103,11 @@ def test_sections_are_frozen() -> None:
             "rounds: 1\npartition: {name: sorted}\n",
             "partition.name must be one of 'iid', 'dirichlet', 'shards', 'class_runs', 'quantity', 'natural', "
             "got 'sorted'",
+        ),
+        (
+            "rounds: 1\npartition: {name: Dirichlt}\n",
+            "partition.name must be one of 'iid', 'dirichlet', 'shards', 'class_runs', 'quantity', 'natural', "
+            "got 'Dirichlt'; did you mean dirichlet?",
         ),
         ("rounds: 1\ndata: {augment: flip}\n", "data.augment must be 'none' or 'crop_flip', got 'flip'"),
         ("rounds: 1\ndata: {root: 3}\n", "data.root must be a path, got 3"),
@@ -105,14 +128,25 @@ def test_refusals_name_file_key_value_and_rule(tmp_path: Path, text: str, proble
 
 def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
     message = refusal(tmp_path, "rounds: 0\ntrain: {lr: -1, momentum: yes}\nwhat: 1\n")
-    lines = message.removeprefix(f"{tmp_path / 'run.yaml'}: ").splitlines()
+    first, *others = message.splitlines()
+    start = f"{tmp_path / 'run.yaml'}: "
+    assert all(line.startswith(f"  {start}") for line in others)
+    lines = [line.strip().removeprefix(start) for line in (first, *others)]
     assert {re.split(":| must", line)[0] for line in lines} == {"rounds", "train.lr", "train.momentum", "what"}
     assert len(lines) == 4
 
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("1e-3", 1e-3), ("1E3", 1000.0), ("-1e+3", -1000.0), ("2.5e-3", 2.5e-3), ("1.e2", 100.0), ("0.001", 0.001)],
+    [
+        ("1e-3", 1e-3),
+        ("1E3", 1000.0),
+        ("-1e+3", -1000.0),
+        ("2.5e-3", 2.5e-3),
+        ("1.e2", 100.0),
+        (".5e1", 5.0),
+        ("0.001", 0.001),
+    ],
 )
 def test_exponents_are_numbers(text: str, number: float) -> None:
     """YAML 1.1 wants a point and a sign in them and takes the others for words."""
@@ -127,12 +161,16 @@ def test_words_with_an_e_stay_words(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"), [("", "NoneType"), ("- rounds\n", "list"), ("just words\n", "str"), ("7\n", "int")]
-)
+    ("text", "kind"),
+    [
+        ("", "nothing"), ("# rounds\n", "nothing"), ("- rounds\n", "a list"), ("just words\n", "a word"),
+        ("7\n", "a number"), ("yes\n", "true or false"), ("2026-01-02\n", "a date"),
+    ],
+)  # fmt: skip
 def test_not_a_mapping(tmp_path: Path, text: str, kind: str) -> None:
     message = refusal(tmp_path, text)
     assert "run.yaml" in message
-    assert f"mapping of sections, got {kind}" in message
+    assert message.endswith(f"a configuration is a mapping of sections (`rounds: 20` at least), got {kind}")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -310,3 +348,93 @@ trees = st.fixed_dictionaries(
 def test_a_description_loads_back_to_the_same_configuration(tmp_path: Path, tree: dict[str, Any]) -> None:
     config = validate(RunConfig, tree)
     assert load(tmp_path, describe(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rounds: 1\ntrain:\n\tlr: 1\n", "line 3, column 1: a tab; YAML indents with spaces"),
+        (
+            "rounds: [1\n",
+            "line 2, column 1: no YAML: while parsing a flow sequence, expected ',' or ']', but got the end",
+        ),
+        ("a: b: c\n", "line 1, column 5: no YAML: mapping values are not allowed here"),
+        ("rounds: \x01\n", "no YAML: a character that cannot be shown (0x1) at position 9"),
+        ("rounds: 1\ntrain:\n  lr: {{lr}}\n", "line 3: a key must be a word, got a section"),
+        ("[a, b]: 1\n", "line 1: a key must be a word, got a list"),
+    ],
+)
+def test_words_for_broken_yaml(tmp_path: Path, text: str, words: str) -> None:
+    assert refusal(tmp_path, text) == f"{tmp_path / 'run.yaml'}: {words}"
+
+
+def test_a_setting_before_the_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("rounds: 1\n")
+    for others, named in (([str(tmp_path / "run.yaml")], tmp_path / "run.yaml"), (["seed=1"], "CONFIG.yaml")):
+        with pytest.raises(ConfigError) as caught:
+            load_config(Path("train.lr=1e-3"), others)
+        assert str(caught.value).endswith(
+            f"train.lr=1e-3: No such file or directory; the file comes first, then the settings: {named} train.lr=1e-3"
+        )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "on_the_command_line"),
+    [
+        (["trian=3"], ["trian"]),
+        (["trian.lr=3"], ["trian"]),
+        (["train={lr: -1}"], ["train.lr"]),
+        (["train.lr=-1"], ["train.lr"]),
+        (["partition.name=sorted"], ["partition.name"]),
+        (["seed=3", "train.momentum=0.5"], []),
+        (["seeds=3", "participation.dropout=2"], ["seeds", "participation.dropout"]),
+    ],
+)
+def test_a_problem_is_blamed_on_where_it_comes_from(
+    tmp_path: Path, overrides: list[str], on_the_command_line: list[str]
+) -> None:
+    lines = [line.strip() for line in refusal(tmp_path, "rounds: 0\nevaluate: {every: x}\n", *overrides).splitlines()]
+    start = f"{tmp_path / 'run.yaml'}: "
+    by_file = {re.split(":| must", line.removeprefix(start))[0] for line in lines if line.startswith(start)}
+    start = "on the command line: "
+    typed = {re.split(":| must", line.removeprefix(start))[0] for line in lines if line.startswith(start)}
+    assert by_file == {"rounds", "evaluate.every"}
+    assert typed == set(on_the_command_line)
+    assert len(lines) == 2 + len(on_the_command_line)
+
+
+def test_an_override_that_cannot_be_applied_is_not_the_files(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "rounds: 1\n", "lr").startswith("on the command line: override 'lr' must look like")
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "words"),
+    [
+        ("partition: {num_clients: 5}\n", "participation.clients_per_round=6", "participation.clients_per_round must"),
+        ("train: {adam_eps: 1}\n", "train.lr=1", "train.adam_eps is only for"),
+        ("participation: {availability_spread: 0.1}\n", "seed=1", "participation.availability_spread spreads"),
+    ],
+)
+def test_what_does_not_go_together_names_its_source(tmp_path: Path, text: str, override: str, words: str) -> None:
+    source = "on the command line" if override.startswith("part") else tmp_path / "run.yaml"
+    assert refusal(tmp_path, f"rounds: 1\n{text}", override).startswith(f"{source}: {words}")
+    file_alone = text if source != "on the command line" else f"{text}participation: {{clients_per_round: 6}}\n"
+    assert refusal(tmp_path, f"rounds: 1\n{file_alone}").startswith(f"{tmp_path / 'run.yaml'}: {words}")
+
+
+@pytest.mark.parametrize("section", [name for name in RunConfig.model_fields if name not in ("rounds", "seed")])
+def test_a_section_with_nothing_below_has_its_defaults(tmp_path: Path, section: str) -> None:
+    assert load(tmp_path, f"rounds: 3\n{section}:\n") == RunConfig(rounds=3)
+    assert load(tmp_path, "rounds: 3\n", f"{section}=") == RunConfig(rounds=3)
+
+
+def test_null_stays_what_it_is_where_it_may_be_given(tmp_path: Path) -> None:
+    assert load(tmp_path, "rounds: 1\ndata: {synthetic: null}\n").data.synthetic is None
+    assert "seed must be a whole number, got null" in refusal(tmp_path, "rounds: 1\nseed:\n")
+
+
+def test_numbers_of_either_form_where_a_number_is_meant(tmp_path: Path) -> None:
+    config = load(tmp_path, "rounds: 1e1\ntrain: {lr: 1, weight_decay: 1e-3}\nplacement: {threads: auto}\n")
+    assert (config.rounds, config.train.lr, config.train.weight_decay) == (10, 1.0, 0.001)
+    assert config.placement.threads == "auto"
+    assert load(tmp_path, "rounds: 1\ndata: {root: '3'}\n").data.root == Path("3")

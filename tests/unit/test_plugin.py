@@ -123,3 +123,14 @@ def test_words_of_an_error() -> None:
     error = caught.value
     assert error_words(error, "") == error_words(error, "/elsewhere.py") == f"ValueError: {error}"
     assert error_words(error, __file__) == f"ValueError: {error} (test_plugin.py, line {error.__traceback__.tb_lineno})"
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("hint_of_test:A", "hint_of_test.py"), ("sub.hint_of_test:A", "sub/hint_of_test.py")]
+)
+def test_a_file_named_like_a_module(name: str, path: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(folder))])
+    (folder / path).parent.mkdir(exist_ok=True)
+    (folder / path).write_text("A = 1\n")
+    with pytest.raises(ConfigError, match=rf"importing .* failed: .*; did you mean the file\? write {path}:A$"):
+        load_plugin(name, "model.name")

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from fedmpi.config import NamedSection, RunConfig, Section
 from fedmpi.configfile import validate
 from fedmpi.errors import ConfigError
+from fedmpi.problems import did_you_mean
 
 
 class Inner(Section):
@@ -40,7 +41,9 @@ class Odd(NamedSection):
 def problems(section: type[Section], values: dict[Any, Any], where: str = "") -> list[str]:
     with pytest.raises(ConfigError) as caught:
         validate(section, values, where)
-    return str(caught.value).splitlines()
+    first, *others = str(caught.value).splitlines()
+    assert all(line.startswith("  ") for line in others)
+    return [first, *(line[2:] for line in others)]
 
 
 def odd(**values: Any) -> list[str]:
@@ -168,3 +171,34 @@ def test_keys_that_are_no_words(values: dict[Any, Any], problem: str) -> None:
 def test_a_partition_without_a_name() -> None:
     found = problems(RunConfig, {"rounds": 1, "partition": {"beta": True}})
     assert found == ["partition.name: required, and not given"]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"sizes": [3, "4"]}, "model.sizes.1 must be a whole number, got '4' (in quotes it is a word: leave them out)"),
+        ({"rate": "1e-3"}, "model.rate must be a number, got '1e-3' (in quotes it is a word: leave them out)"),
+        ({"inner": {"width": "3"}}, "model.inner.width must be a whole number, got '3'"),
+        ({"threads": "3"}, "model.threads must be a whole number or 'auto', got '3'"),
+        ({"flag": 1}, "model.flag must be true or false, got 1"),
+        ({"flag": "true"}, "model.flag must be true or false, got 'true'"),
+    ],
+)
+def test_what_pydantic_would_convert_is_refused(values: dict[str, Any], problem: str) -> None:
+    (found,) = odd(**values)
+    assert found.removesuffix(" (in quotes it is a word: leave them out)") == problem.removesuffix(
+        " (in quotes it is a word: leave them out)"
+    )
+    assert found.endswith("leave them out)") == ("got '" in found)
+
+
+def test_what_is_of_its_type_or_nearly_is_taken() -> None:
+    config = validate(Odd, {"name": "3", "sizes": [3, 4], "rate": 3, "threads": "auto", "mixed": 1, "inner": None})
+    assert (config.name, config.sizes, config.rate, config.threads, config.mixed) == ("3", (3, 4), 3.0, "auto", 1)
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("mnits", "; did you mean mnist?"), ("MNIST", "; did you mean mnist?"), ("zzz", ""), ("", "")]
+)
+def test_the_nearest_of_several_words(word: str, hint: str) -> None:
+    assert did_you_mean(word, ["cifar10", "mnist", "synthetic"]) == hint

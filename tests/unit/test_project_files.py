@@ -50,6 +50,16 @@ def test_every_status_is_on_the_page() -> None:
     assert {int(row) for row in rows[: len(ours) + 2]} == ours | {0, EXIT_STOPPED}
 
 
+def test_pictures_that_the_readme_draws_are_not_tracked() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    drawn = re.findall(r"^    python analysis/.* -o (\S+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(drawn) == 2
+    command = ["git", "check-ignore", "--no-index", *drawn, "docs/demo.png"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.split() == drawn, done.stderr
+
+
 def job_script() -> str:
     script = re.search(r"^    #!/bin/bash\n(?:    .*\n)+", STATUSES, re.MULTILINE)
     assert script is not None

@@ -64,8 +64,12 @@ def test_built_in_names(name: str) -> None:
 
 def test_an_unknown_name() -> None:
     known = ", ".join(sorted(BUILT_IN))
-    with pytest.raises(ConfigError, match=rf"one of {known}, or path/to/file\.py:NAME, got 'fedsgd'"):
-        find("fedsgd")
+    with pytest.raises(
+        ConfigError, match=rf"one of {known}, or path/to/file\.py:NAME or package\.module:NAME, got 'zzz'$"
+    ):
+        find("zzz")
+    with pytest.raises(ConfigError, match=r"got 'fedporx'; did you mean fedprox\?$"):
+        find("fedporx")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_path_without_a_name_in_it_is_an_unknown_name() -> None:
-    with pytest.raises(ConfigError, match=r"path/to/file\.py:NAME, got 'own\.py'"):
+    with pytest.raises(ConfigError, match=r"path/to/file\.py:NAME or package\.module:NAME, got 'own\.py'"):
         find("own.py")
 
 

@@ -180,7 +180,7 @@ def test_images_of_another_shape_are_refused(system: Path) -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"one of cifar10, cifar100, .*, synthetic, got 'imagenet'"):
+    with pytest.raises(ConfigError, match=r"one of cifar10, cifar100, .*, synthetic, got 'imagenet'$"):
         load_dataset(DataConfig(name="imagenet"), seed=0)
 
 
@@ -521,3 +521,8 @@ def test_neither_torch_nor_mpi_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_name_that_is_nearly_one() -> None:
+    with pytest.raises(ConfigError, match=r"got 'mnits'; did you mean mnist\?$"):
+        load_dataset(DataConfig(name="mnits"), 0)

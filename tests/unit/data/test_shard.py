@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from fedmpi.data.datasets import Dataset
 from fedmpi.data.shard import DeviceImages, DeviceText, Shard, device_data
-from fedmpi.errors import ConfigError
 from fedmpi.rng import stream
 
 CPU = torch.device("cpu")
@@ -243,8 +242,3 @@ def test_device_data_takes_the_split_and_the_kind_of_the_data_set() -> None:
     assert draws is not None and draws.shape == (4, 3)
     assert test.draw(4, np.random.default_rng(0)) is None
     np.testing.assert_allclose(test.slice(0, 2)[0].numpy(), normalized(images[:2]), rtol=1e-5, atol=2e-6)
-
-
-def test_text_is_not_augmented() -> None:
-    with pytest.raises(ConfigError, match=r"data\.augment must be none .*play"):
-        device_data(text_dataset(), "train", CPU, augment=True)

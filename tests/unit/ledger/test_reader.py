@@ -40,6 +40,7 @@ def test_summary(path):
         summary = ledger.summary()
     assert len(summary.pop("ledger_digest")) == 64
     assert summary == {
+        **dict.fromkeys(("algorithm", "data", "partition", "model", "seed", "rounds_planned")),
         "status": "done",
         "rounds": 2,
         "accuracy": 0.75,
@@ -248,3 +249,29 @@ def test_imports_neither_torch_nor_mpi():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "seed: 3\nrounds: 9\nalgorithm: {name: fedprox}\ndata: {name: mnist}\npartition: {name: iid}\n"
+            "model: {name: cnn}\n",
+            ["fedprox", "mnist", "iid", "cnn", 3, 9],
+        ),
+        ("", [None] * 6),
+        ("a: [1\n", [None] * 6),
+        ("model: cnn\nalgorithm: {name: [x]}\nseed: 0\n", [None, None, None, None, 0, None]),
+    ],
+)
+def test_a_summary_says_what_was_planned(tmp_path, text, found):
+    LedgerWriter(tmp_path / "l.h5", attrs={}, config_yaml=text, flush_s=1.0).finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger:
+        summary = ledger.summary()
+    assert [summary[k] for k in ("algorithm", "data", "partition", "model", "seed", "rounds_planned")] == found
+
+
+def test_a_damaged_part_is_told_without_pythons_words(path):
+    with h5py.File(path, "r+") as file:
+        file["placement/host"] = h5py.SoftLink("/nowhere")
+    refused(path, "a part that cannot be read \\(a group or a dataset is missing, or of another kind\\)")

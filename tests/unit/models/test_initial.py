@@ -186,3 +186,9 @@ def test_models_that_start_with_what_is_no_number(bad: float, monkeypatch: pytes
     monkeypatch.setitem(registry._MODELS, "bad", registry.Registered(ModelConfig, build, ImageShape))
     with pytest.raises(ConfigError, match=r"model\.name=bad: layer\.bias starts with NaN or infinity"):
         initial_model(ModelConfig(name="bad"), SHAPE, 10, 0)
+
+
+def test_a_model_without_parameters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._MODELS, "bare", registry.Registered(ModelConfig, lambda *_: nn.Flatten(), ImageShape))
+    with pytest.raises(ConfigError, match=r"^model\.name=bare: the model has no parameter that is trained$"):
+        initial_model(ModelConfig(name="bare"), SHAPE, 10, 0)

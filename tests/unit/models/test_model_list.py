@@ -8,6 +8,7 @@ import pytest
 
 from fedmpi.config import NamedSection
 from fedmpi.configfile import describe
+from fedmpi.errors import ConfigError
 from fedmpi.models.registry import ModelConfig, describe_models, resolve
 
 
@@ -31,3 +32,8 @@ def test_what_is_written_down_is_read_back(name: str) -> None:
     assert "weights: some/file.pt  # default: None\n" in describe(config)
     assert resolve(config) == config
     assert resolve(NamedSection(name=name)).weights is None
+
+
+def test_a_name_that_is_nearly_one() -> None:
+    with pytest.raises(ConfigError, match=r"package\.module:NAME, got 'resnet19'; did you mean resnet18\?$"):
+        resolve(NamedSection(name="resnet19"))

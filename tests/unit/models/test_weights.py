@@ -143,7 +143,8 @@ BIAS = torch.zeros(10)
         (
             renamed,
             ConfigError,
-            r"missing: conv1\.weight, .* and 3 more; unexpected: module\.conv1\.weight.* and 3 more$",
+            r"missing: conv1\.weight, .* and 3 more; unexpected: module\.conv1\.weight.* and 3 more\. All names in the "
+            r"file begin with 'module\.', as DataParallel has them: save `model\.module\.state_dict\(\)`$",
         ),
         (with_(fc__1__bias=BIAS.long()), DataError, r"w\.pt: fc\.1\.bias must be one of float32, .*, got torch\.int64"),
         (with_(fc__1__bias=BIAS.bool()), DataError, r"fc\.1\.bias must be one of float32, .*, got torch\.bool"),
@@ -206,11 +207,39 @@ def test_a_whole_module_is_refused_by_its_class(tmp_path: Path) -> None:
 def test_damaged_files(file: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     path = save({name: tensor.contiguous() for name, tensor in weights().items()}, tmp_path / file)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match=rf"{re.escape(str(path))} cannot be read as weights: \w+: .+\."):
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))} cannot be read as weights: (\w+: .+|it is .+)\."):
         initial(path)
 
 
-@pytest.mark.parametrize("file", ["absent.pt", "absent.safetensors", "."])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "an empty file"),
+        *((start + b"x" * 99, "a file that torch.save did not write") for start in (b"e", b"{}", b"P")),
+    ],
+)
+def test_what_torch_did_not_write_is_told_by_its_first_bytes(content: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(DataError, match=rf"w\.pt cannot be read as weights: it is {what}\. It must be a torch\.save"):
+        initial(tmp_path / "w.pt")
+
+
+def test_a_checkpoint_says_where_its_weights_are(tmp_path: Path) -> None:
+    torch.save({"model": weights(), "epoch": 3, "config": {"a": 1}}, tmp_path / "w.pt")
+    with pytest.raises(DataError) as caught:
+        initial(tmp_path / "w.pt")
+    said, _, way_out = str(caught.value).partition(": save that alone, by ")
+    assert said.endswith("is a checkpoint with a state_dict under 'model'")
+    exec(way_out.replace("'weights.pt'", repr(str(tmp_path / "weights.pt"))), {"torch": torch})
+    assert initial(tmp_path / "weights.pt").from_file
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"{re.escape(str(tmp_path))} is a folder: give the file of weights in it"):
+        initial(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["absent.pt", "absent.safetensors"])
 def test_files_that_are_not_there(file: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"model\.weights: there is no file {re.escape(str(tmp_path / file))}"):
         initial(tmp_path / file)

@@ -196,3 +196,18 @@ def test_a_bar_in_a_cell_does_not_end_it() -> None:
     rows = [line for line in settings_markdown().splitlines() if line.startswith("|")]
     assert len(rows) > 80
     assert {line.replace("\\|", "").count("|") for line in rows} == {6}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "words"),
+    [
+        ("model.name=nonsense", r"^model\.name must be one of char_gru, .*resnet18, or path/to/file\.py:NAME or "),
+        ("model.name=Resnet", r"got 'Resnet'; did you mean resnet18\?$"),
+        ("partition.name=idd", r"^partition\.name must be one of iid, .*, natural, got 'idd'; did you mean iid\?$"),
+        ("TRAIN", r"^there is no setting 'TRAIN'; did you mean train\? the keys"),
+        ("zzz", r"^there is no setting 'zzz'; the keys of a configuration are seed, "),
+    ],
+)
+def test_what_may_have_been_meant(prefix: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        settings_text(prefix)

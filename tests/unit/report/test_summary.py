@@ -77,6 +77,8 @@ def test_bytes_of_nothing(tmp_path: Path) -> None:
 
 
 SUMMARY: dict[str, Any] = {
+    "algorithm": "fedprox",
+    "num_faults": 7,
     "status": "done",
     "rounds": 20,
     "accuracy": 0.87654,
@@ -113,8 +115,8 @@ def test_the_last_line_of_a_run_that_was_not_tested() -> None:
 
 
 def test_info_lines_up() -> None:
-    assert info_text({"status": "done", "accuracy": None, "up_nbytes": 0}).split("\n") == [
-        "status     done", "accuracy   -", "up_nbytes  0",
+    assert info_text({"status": "done", "accuracy": None, "up_nbytes": 1_500_000, "wall_s": 2.345}).split("\n") == [
+        "status     done", "accuracy   -", "up_nbytes  1500000 (1.500 MB)", "wall_s     2.35",
     ]  # fmt: skip
 
 
@@ -132,10 +134,17 @@ def test_columns_align_whatever_the_kind(tmp_path: Path, kind: str) -> None:
 
 def test_several_ledgers_in_a_table() -> None:
     other = {**SUMMARY, "status": "failed: OutputError: a, b", "accuracy": None, "wall_s": None, "model_digest": None}
+    other["algorithm"] = None
     lines = info_table([("runs/a/ledger.h5", SUMMARY), (Path("b.h5"), other)]).split("\n")
     assert [line.split() for line in lines if not set(line) <= {" ", "-"}] == [
-        ["file", "status", "rounds", "accuracy", "MB", "up", "MB", "down", "wall_s", "ledger_digest", "model_digest"],
-        ["runs/a/ledger.h5", "done", "20", "0.8765", "0.000", "1.235", "12.35", "fedcba9876543210", "0123456789abcdef"],
-        ["b.h5", "failed", "20", "-", "0.000", "1.235", "-", "fedcba9876543210", "-"],
-    ]
+        [
+            "file", "algorithm", "status", "rounds", "faults", "accuracy", "MB", "up", "MB", "down", "wall_s",
+            "ledger_digest", "model_digest",
+        ],
+        [
+            "runs/a/ledger.h5", "fedprox", "done", "20", "7", "0.8765", "0.000", "1.235", "12.35", "fedcba9876543210",
+            "0123456789abcdef",
+        ],
+        ["b.h5", "-", "failed", "20", "7", "-", "0.000", "1.235", "-", "fedcba9876543210", "-"],
+    ]  # fmt: skip
     assert columns_align("\n" + "\n".join(lines))
