@@ -1,6 +1,8 @@
 """Draw which client holds how many samples of which class, as the ledger of a run has it; sizes beside.
 
-python analysis/partition.py LEDGER -o OUT.png
+python analysis/partition.py RUN -o OUT.png
+
+RUN is the folder of a run or a ledger.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator
+from pictures import PictureError, ledger_path, picture_path, run, save
 
 from fedmpi.ledger.reader import Ledger
 
@@ -46,12 +49,12 @@ class Rows(NamedTuple):
 
 
 def read_holdings(path: Path) -> Holdings:
-    """Read a ledger's partition; raises OutputError as `Ledger` does, SystemExit if none was stored."""
+    """Read a ledger's partition; raises OutputError as `Ledger` does, PictureError if none was stored."""
     with Ledger(path) as ledger:
         partition = ledger.partition
         config = yaml.safe_load(ledger.config_yaml) or {}
     if partition is None:
-        raise SystemExit(f"error: {path}: expected the table of clients and classes, got none; the run ended before it")
+        raise PictureError(f"{path}: expected the table of clients and classes, got none; the run ended before it")
     sizes, class_counts = partition
     settings = dict(config.get("partition", {}))
     name, asked = settings.pop("name", "unknown partition"), settings.pop("num_clients", None)
@@ -130,26 +133,17 @@ def plot(holdings: Holdings, out: Path) -> None:
     )
     scale.minorticks_off()
     figure.suptitle(holdings.title, fontsize=11, x=0.01, ha="left")
-    figure.savefig(out, dpi=160)
+    save(figure, out)
     plt.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ledger", type=Path, metavar="LEDGER")
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="image to write: png, pdf, svg")
+    parser.add_argument("ledger", type=ledger_path, metavar="RUN", help="folder of a run, or its ledger")
+    parser.add_argument("-o", "--out", type=picture_path, required=True, metavar="OUT", help="picture: png, pdf, svg")
     args = parser.parse_args(argv)
-    try:
-        plot(read_holdings(args.ledger), args.out)
-    except Exception as error:
-        # fedmpi's errors carry words for the user and an exit status; any other is a bug to be seen whole.
-        exit_status: int | None = getattr(error, "exit_status", None)
-        if exit_status is None:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return exit_status
-    return 0
+    return run(lambda: plot(read_holdings(args.ledger), args.out))
 
 
 if __name__ == "__main__":

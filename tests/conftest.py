@@ -46,7 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if launched is None or VERDICTS in os.environ:
         return
     for item in items:
-        if item.get_closest_marker("ranks") or "launches" in getattr(item, "fixturenames", ()):
+        # A command that runs `here` would take itself for a rank of that job.
+        if item.get_closest_marker("ranks") or {"launches", "here"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.skip(reason="starts ranks of its own; this pytest is a rank itself"))
 
 

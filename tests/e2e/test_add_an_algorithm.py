@@ -13,6 +13,7 @@ import pytest
 from support import digests, run_ranks, write_config
 
 from fedmpi.ledger.reader import Ledger
+from fedmpi.wire.values import DENSE_DTYPES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "add_an_algorithm.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -77,6 +78,25 @@ def test_its_setting_and_its_client_state_have_an_effect(folder: Path) -> None:
             losses[run] = ledger.rounds["test_loss"][-1]
     assert losses["whole"] < losses["tenth"]
     assert len(models) == 3
+
+
+def test_a_change_beyond_half_precision(folder: Path) -> None:
+    """It stops the first, as the page says; the second sends what fits, and keeps no infinity for the next round."""
+    text = (folder / "half.py").read_text()
+    huge = text.replace("self.ctx.model.state_S - start_S", "1e9 * (self.ctx.model.state_S - start_S)")
+    assert huge.count("1e9") == 2
+    (folder / "half.py").write_text(huge)
+    settings = ["algorithm.server_lr=1e-12", "rounds=4", "-o"]
+    done = fedmpi(folder, "run", "run.yaml", "algorithm.name=half.py:HALF", *settings, "stops")
+    assert (done.returncode, "'change' holds NaN or infinity" in done.stderr) == (5, True), done.stderr
+    done = fedmpi(folder, "run", "run.yaml", "algorithm.name=half.py:FEEDBACK", *settings, "goes_on")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_names_all_dtypes() -> None:
+    named = re.search(r"The dtypes are (.*?)\.", PAGE, re.DOTALL)
+    assert named is not None
+    assert set(re.findall(r"`(\w+)`", named[1])) == set(DENSE_DTYPES)
 
 
 def test_what_the_page_says_of_its_settings(folder: Path) -> None:

@@ -26,7 +26,9 @@ from fedmpi.data.idx import IDX_NAMES, write_idx_gz
 from fedmpi.ledger.check import check
 from fedmpi.ledger.reader import Ledger
 
+pytestmark = pytest.mark.usefixtures("launches")
 Here = Callable[..., tuple[int, str, str]]
+LONG = {"rounds": 100_000, "evaluate": {"every": 0}, "ledger": {"flush_s": 0.01}}
 TROUBLE = f"{ALGORITHMS / 'trouble.py'}:TROUBLE"
 
 
@@ -77,7 +79,7 @@ def test_settings(tmp_path: Path, here: Here, override: str, words: list[str]) -
         ("rounds: 1\nrounds: 2\n", ["key 'rounds' is given twice"]),
         ("rounds: [1\n", ["line 2"]),
         ("- rounds\n", ["a configuration is a mapping of sections"]),
-        ("\x00", ["special characters are not allowed"]),
+        ("\x00", ["a character that cannot be shown"]),
     ],
 )
 def test_configuration_files(tmp_path: Path, here: Here, text: str, words: list[str]) -> None:
@@ -297,6 +299,103 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "ledger.h5").exists()
 
 
+def test_a_disk_that_fills_as_an_earlier_run_is_to_be_replaced(tmp_path: Path, here: Here) -> None:
+    config = str(write_config(tmp_path, rounds=1))
+    assert here("run", config, "-o", tmp_path / "out")[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for limit in (1_000, 100_000):  # not even the configuration fits; it fits, the ledger does not
+        command = [sys.executable, "-m", "fedmpi", "run", config, "-o", str(tmp_path / "out"), "--overwrite"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, preexec_fn=small_files(limit)
+        )
+        assert done.returncode == 6, done.stderr
+        assert "Traceback" not in done.stderr
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_log_that_cannot_be_written_is_given_up(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "out" / "log.txt").mkdir(parents=True)
+    status, printed, _ = here("run", write_config(tmp_path, rounds=1), "-o", tmp_path / "out")
+    assert status == 0
+    assert f"warning: {tmp_path / 'out' / 'log.txt'} is given up" in printed
+
+
+def test_a_configuration_that_cannot_be_written(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "out" / "config.yaml").mkdir(parents=True)
+    status, _, error = here("run", write_config(tmp_path, rounds=1), "-o", tmp_path / "out")
+    assert (status, "cannot write to the output folder" in error) == (6, True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.yaml"]
+
+
+def test_a_state_folder_that_cannot_be_made(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "file").write_text("mine")
+    for more in ([], ["--dry-run"]):
+        folder = f"placement.state_dir={tmp_path / 'file' / 'x'}"
+        refused(here, tmp_path, folder, *more, status=6, words=["placement.state_dir", "name another folder"])
+
+
+def start_and_wait_for_rounds(command: list[str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("round "):
+            return process
+    raise AssertionError(process.communicate())
+
+
+def test_a_run_that_is_going_on_is_not_replaced(tmp_path: Path, here: Here) -> None:
+    config = str(write_config(tmp_path, **LONG))
+    process = start_and_wait_for_rounds([sys.executable, "-m", "fedmpi", "run", config, "-o", str(tmp_path / "out")])
+    try:
+        status, _, error = here("run", config, "rounds=1", "-o", tmp_path / "out", "--overwrite")
+        assert (status, "holds a run that is going on" in error) == (6, True)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 75
+    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
+        assert ledger.status == "stopped"
+        assert "rounds: 100000" in ledger.config_yaml
+
+
+def test_of_two_runs_that_begin_in_one_folder_one_is_refused_whole(tmp_path: Path) -> None:
+    config = str(write_config(tmp_path))
+    command = [sys.executable, "-m", "fedmpi", "run", config, "-o", str(tmp_path / "out")]
+    both = [
+        subprocess.Popen([*command, f"seed={seed}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for seed in (1, 2)
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 6], errors
+    winner = [process.returncode for process in both].index(0) + 1
+    assert f"seed: {winner} " in (tmp_path / "out" / "config.yaml").read_text()
+    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
+        assert (ledger.attrs["seed"], ledger.status) == (winner, "done")
+
+
+@pytest.mark.parametrize("start", [["run"], ["launch", "-n", "3"]])
+def test_whoever_reads_the_output_goes_away(tmp_path: Path, start: list[str]) -> None:
+    config = str(write_config(tmp_path, **LONG))
+    process = start_and_wait_for_rounds([sys.executable, "-m", "fedmpi", *start, config, "-o", str(tmp_path / "out")])
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(timeout=30) == 128 + signal.SIGPIPE, error
+    assert "Traceback" not in error
+    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
+        assert ledger.status.startswith("failed: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_an_output_on_a_full_disk(ledger: Path) -> None:
+    command = [sys.executable, "-m", "fedmpi", "info", str(ledger)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    assert (done.returncode, "fedmpi: error: cannot write the output" in done.stderr) == (6, True)
+    assert "Traceback" not in done.stderr
+
+
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound ledger."""
@@ -352,10 +451,10 @@ def test_numbers_that_do_not_agree_are_found(tmp_path: Path, here: Here, ledger:
 
 def test_too_few_ranks(tmp_path: Path, here: Here) -> None:
     refused(here, tmp_path, "placement.min_ranks=3", status=4, words=["placement.min_ranks=3", "fedmpi launch -n 3"])
-    assert here("launch", "-n", "0", write_config(tmp_path))[0] == 4
+    with pytest.raises(SystemExit, match="2"):
+        here("launch", "-n", "0", write_config(tmp_path))
 
 
-@pytest.mark.usefixtures("launches")
 def test_an_error_on_several_ranks_is_said_once_and_quietly(tmp_path: Path) -> None:
     for overrides, status in (
         (["data.name=imagenet"], 2),
@@ -373,7 +472,6 @@ def test_an_error_on_several_ranks_is_said_once_and_quietly(tmp_path: Path) -> N
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("launches")
 def test_data_that_one_worker_alone_lacks(tmp_path: Path) -> None:
     """As on a cluster whose nodes do not share the folder: rank 2 looks elsewhere."""
     section = write_mnist(tmp_path / "mnist")
@@ -391,7 +489,71 @@ def test_data_that_one_worker_alone_lacks(tmp_path: Path) -> None:
     assert outcome.output.count("fedmpi: error: ") == 1
 
 
-@pytest.mark.usefixtures("launches")
+CODE_ON_A_RANK = """
+import os, sys
+rank = int(os.environ["PMI_RANK"])
+if rank == {rank}:
+    {act}
+from fedmpi.cli import main
+sys.exit(main(["run", {config!r}, "-o", {out!r}, *{more!r}]))
+"""
+
+
+def run_with_trouble_on(rank: int, act: str, config: Path, out: Path, *more: str, timeout: float = 40) -> Any:
+    """Run on three ranks, one of which does something first."""
+    code = CODE_ON_A_RANK.format(rank=rank, act=act, config=str(config), out=str(out), more=list(more))
+    return run_ranks(3, ["-c", code], timeout=timeout)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_code_that_fails_to_load_on_one_rank_alone(tmp_path: Path, rank: int) -> None:
+    """As where a package is missing on one node: the others have read theirs and wait in MPI."""
+    path = tmp_path / "own.py"
+    path.write_text(
+        "import os\nif os.environ['PMI_RANK'] == os.environ['BAD']: raise ImportError('no such package here')\n"
+        "from torch import nn\ndef Net(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(144, num_classes))\n"
+    )
+    config = write_config(tmp_path, model={"name": f"{path}:Net"})
+    arguments = ["-m", "fedmpi", "run", str(config), "-o", str(tmp_path / "out")]
+    outcome = run_ranks(3, arguments, timeout=40, env={"BAD": str(rank)})
+    assert outcome.status == 2, outcome.output
+    assert outcome.output.count("no such package here") == 1
+    assert outcome.output.startswith("fedmpi: error: " + ("rank 2 on " if rank else ""))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_that_one_rank_alone_lacks(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    outcome = run_with_trouble_on(1, "sys.argv[0] = ''; os.chdir('/')", config, tmp_path / "out")
+    assert outcome.status == 0, outcome.output  # an absolute path is found from anywhere
+    code = CODE_ON_A_RANK.format(
+        rank=1, act="os.chdir('/')", config=config.name, out=str(tmp_path / "other"), more=[]
+    ).replace("import os, sys", f"import os, sys; os.chdir({str(tmp_path)!r})")
+    outcome = run_ranks(3, ["-c", code], timeout=40)
+    assert outcome.status == 2, outcome.output
+    assert re.match(rf"fedmpi: error: rank 1 on \S+: cannot read the configuration {config.name}", outcome.output)
+
+
+def test_a_rank_that_never_reports(tmp_path: Path) -> None:
+    start = time.monotonic()
+    act = "import fedmpi.runner as r; r.prepare = lambda config: __import__('time').sleep(120)"
+    outcome = run_with_trouble_on(2, act, write_config(tmp_path), tmp_path / "out", "comm.timeout_s=2")
+    assert outcome.status == 5, outcome.output
+    assert "rank 0 waited 2 s for ranks [2] to report for the run" in outcome.output
+    assert time.monotonic() - start < 30
+
+
+def test_a_refusal_while_a_worker_is_stuck_or_fails(tmp_path: Path) -> None:
+    config = write_config(tmp_path, rounds=1)
+    assert run_ranks(2, ["-m", "fedmpi", "run", str(config), "-o", str(tmp_path / "out")]).status == 0
+    for act in ("__import__('time').sleep(120)", "{}['a bug of a worker']"):
+        patch = f"import fedmpi.runner as r; r.prepare = lambda config: {act}"
+        outcome = run_with_trouble_on(1, patch, config, tmp_path / "out")
+        assert outcome.status == 6, outcome.output
+        assert "holds a run already" in outcome.output
+
+
 @pytest.mark.skipif(not OPENMPI_PYTHON.exists(), reason="`make test` sets up the other MPI")
 def test_the_launcher_of_another_mpi(tmp_path: Path) -> None:
     mpiexec = OPENMPI_PYTHON.parent / "mpiexec"
@@ -422,7 +584,6 @@ POISON = Algorithm("poison", AlgorithmConfig, FedAvgServer, Client)
 """
 
 
-@pytest.mark.usefixtures("launches")
 @pytest.mark.parametrize("host", ["rank0", "peer"])
 def test_nan_in_a_reply_from_a_worker(tmp_path: Path, host: str) -> None:
     path = tmp_path / "poison.py"
@@ -442,9 +603,6 @@ def test_nan_in_a_reply_from_a_worker(tmp_path: Path, host: str) -> None:
         assert ledger.rounds["num_faults"].tolist() == [0, 5, 0]
 
 
-LONG = {"rounds": 100_000, "evaluate": {"every": 0}, "ledger": {"flush_s": 0.01}}
-
-
 def interrupt(command: list[str], number: int = signal.SIGINT) -> tuple[int, str]:
     """Start a job, send a signal once rounds go by, return status and errors."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -458,7 +616,6 @@ def interrupt(command: list[str], number: int = signal.SIGINT) -> tuple[int, str
     return process.returncode, error
 
 
-@pytest.mark.usefixtures("launches")
 @pytest.mark.parametrize("start", [["run"], ["launch", "-n", "3"]])
 def test_an_interruption_in_the_middle_of_a_round(tmp_path: Path, start: list[str]) -> None:
     config = str(write_config(tmp_path, **LONG))
@@ -469,12 +626,10 @@ def test_an_interruption_in_the_middle_of_a_round(tmp_path: Path, start: list[st
     assert "Traceback" not in error
     with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
         assert ledger.summary()["rounds"] >= 1
-        if start == ["run"]:
-            assert ledger.status == "failed: interrupted"
+        assert ledger.status == "failed: interrupted"
     assert check(tmp_path / "out" / "ledger.h5") == []
 
 
-@pytest.mark.usefixtures("launches")
 def test_a_worker_killed_under_launch(tmp_path: Path) -> None:
     config = write_config(tmp_path, **{**LONG, "algorithm": {"name": TROUBLE, "what": "kill", "round_idx": 20}})
     command = [sys.executable, "-m", "fedmpi", "launch", "-n", "3", str(config), "-o", str(tmp_path / "out")]

@@ -13,6 +13,7 @@ from support import ALGORITHMS, run_ranks, write_config
 
 from fedmpi.ledger.reader import Ledger
 
+pytestmark = pytest.mark.usefixtures("launches")
 TALK = f"{ALGORITHMS / 'talk.py'}:TALK"
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "configs" / "quickstart.yaml"
 
@@ -64,7 +65,6 @@ def test_promised_bytes_are_those_of_the_run(
     assert promised(said) == sent(tmp_path / "out" / "ledger.h5")
 
 
-@pytest.mark.usefixtures("launches")
 def test_of_the_quickstart_on_three_ranks_nothing_is_started(tmp_path: Path) -> None:
     out = ["-o", str(tmp_path / "out")]
     dry = fedmpi("launch", "-n", "3", str(QUICKSTART), "rounds=2", *out, "--dry-run")
@@ -94,7 +94,6 @@ def test_the_whole_runs_bytes_know_who_takes_part(tmp_path: Path, here: Callable
         assert int(promise) == pytest.approx(summary[name], rel=1e-3)
 
 
-@pytest.mark.usefixtures("launches")
 def test_under_a_launcher_one_rank_speaks(tmp_path: Path) -> None:
     arguments = ["-m", "fedmpi", "run", str(write_config(tmp_path)), "--dry-run", "-o", str(tmp_path / "out")]
     outcome = run_ranks(3, arguments)
