@@ -62,8 +62,10 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors begin as all others of the program do, whichever the command."""
 
     def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(ConfigError.exit_status, f"fedmpi: error: {message}\n")
+        if _launched_rank() == 0:
+            self.print_usage(sys.stderr)
+            print(f"fedmpi: error: {message}", file=sys.stderr)
+        self.exit(ConfigError.exit_status)
 
     def refuse_unknown(self, words: Sequence[str]) -> NoReturn:
         """End with an error about words that no argument takes, and the option that one of them may mean."""

@@ -46,11 +46,11 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     FedmpiError
         Whatever the run itself would be refused with.
     """
-    program_nbytes = resident_nbytes()
     check_output(out, overwrite)
     check_num_ranks(num_ranks, config.placement)
     check_state_dir(config.placement.state_dir, 0)
     setup = dataclasses.replace(prepare(config), dry_run=True)
+    program_nbytes = resident_nbytes()
     places, warnings = place_ranks(_facts(num_ranks), config.placement)
     with tempfile.TemporaryDirectory(prefix="fedmpi-dry-run-") as folder:
         messages = messages_of_rounds(setup, Path(folder))

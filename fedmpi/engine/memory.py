@@ -31,7 +31,7 @@ class RankMemory:
     rank : int
     role : str
     program : int
-        Interpreter and libraries, as resident in this process now.
+        Interpreter, libraries and what preparing took, as resident in this process now.
     data : int
         Samples and labels that the rank reads. Ranks of a node share these pages; a GPU holds its own copy.
     model : int
@@ -64,7 +64,7 @@ def estimate_memory(setup: Setup, places: list[Place], program_nbytes: int, up_n
     setup : Setup
     places : list of Place
     program_nbytes : int
-        Resident memory of a process that has loaded the libraries and nothing else.
+        Resident memory of a process that has prepared a run and not begun it.
     up_nbytes : int
         Size of the largest message up.
     """

@@ -68,7 +68,7 @@ def serve_conversations(rank: Rank, setup: Setup, algorithm: ServerHalf) -> None
         elif reply.message is not None:
             buffer = framing.encode(reply.message, setup.schema, rank.comm.pool).buffer
         body = join_parts(pack_rows(reply.rows), pack_floats(*reply.report.floats()), pack_floats(*times), buffer)
-        fault = FAULTS.index(reply.fault)
+        fault = FAULTS.index(reply.fault)  # a result's step says nothing else
         rank.send(0, Envelope(Topic.RESULT, False, reply.round_idx, reply.client_id, fault, reply.player), body)
 
     host = make_host(rank, setup, algorithm, on_reply)

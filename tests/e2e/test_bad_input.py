@@ -472,6 +472,12 @@ def test_an_error_on_several_ranks_is_said_once_and_quietly(tmp_path: Path) -> N
         assert not (tmp_path / "out").exists()
 
 
+def test_a_mistyped_option_on_several_ranks_is_said_once(tmp_path: Path) -> None:
+    outcome = run_ranks(3, ["-m", "fedmpi", "run", str(write_config(tmp_path)), "--overwirte"], timeout=30)
+    assert outcome.status == 2, outcome.output
+    assert outcome.output.count("fedmpi: error: unrecognized arguments: --overwirte; did you mean --overwrite?") == 1
+
+
 def test_data_that_one_worker_alone_lacks(tmp_path: Path) -> None:
     """As on a cluster whose nodes do not share the folder: rank 2 looks elsewhere."""
     section = write_mnist(tmp_path / "mnist")
