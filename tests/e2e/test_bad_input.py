@@ -335,7 +335,16 @@ def test_a_state_folder_that_cannot_be_made(tmp_path: Path, here: Here) -> None:
 
 
 def start_and_wait_for_rounds(command: list[str]) -> subprocess.Popen[str]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def heed_interruptions() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, and what they start, ignore it
+
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interruptions,  # noqa: PLW1509
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("round "):
@@ -611,11 +620,7 @@ def test_nan_in_a_reply_from_a_worker(tmp_path: Path, host: str) -> None:
 
 def interrupt(command: list[str], number: int = signal.SIGINT) -> tuple[int, str]:
     """Start a job, send a signal once rounds go by, return status and errors."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("round "):
-            break
+    process = start_and_wait_for_rounds(command)
     time.sleep(0.2)
     process.send_signal(number)
     _, error = process.communicate(timeout=30)
