@@ -26,7 +26,12 @@ CONFIGS = Path(__file__).parent.parent / "jobs" / "configs"
 CLIENTS = ["partition.name=shards", "partition.shards_per_client=1", "partition.samples_per_shard=6"]
 CLIENTS += ["data.name=fashion_mnist", "train.batch_size=6", "participation.clients_per_round=20", "rounds=202"]
 CLIENTS += ["evaluate.every=0"]
-POOL = ["data.name=synthetic", "data.synthetic.num_train=200000", "partition.num_clients=100000", "rounds=1"]
+POOL = [
+    "data.name=synthetic",
+    "data.synthetic={num_train: 200000, height: 14, width: 14}",
+    "partition.num_clients=100000",
+    "rounds=1",
+]
 POOL += ["participation.clients_per_round=100", "evaluate.every=0", "partition.name=iid"]
 
 
