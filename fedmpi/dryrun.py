@@ -61,8 +61,7 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     ups = messages["wire_nbytes"][messages["direction"] == "up"]
     memory = estimate_memory(setup, places, program_nbytes, int(ups.max(initial=0)))
     print(memory_table(memory))
-    # Ranks of a node share the data's pages and the libraries'; what is counted twice here is the libraries alone.
-    needed = sum(rank.total for rank in memory) - (len(memory) - 1) * memory[-1].data
+    needed = needed_nbytes(memory)
     if needed > (here := memory_of_this_machine()):
         print(f"  warning: about {needed / 1e6:.0f} MB in all, this machine has {here / 1e6:.0f}")
     print(message_table(messages, config.rounds))
@@ -98,6 +97,11 @@ def messages_of_rounds(setup: Setup, folder: Path) -> dict[str, np.ndarray[Any, 
 def _facts(num_ranks: int) -> list[RankFacts]:
     own = gather_facts(0, "", "", is_worker=True)
     return [dataclasses.replace(own, rank=rank) for rank in range(num_ranks)]
+
+
+def needed_nbytes(memory: Sequence[RankMemory]) -> int:
+    """Return the bytes that ranks of one node take together: they share the data, which are counted once."""
+    return sum(rank.total - rank.data for rank in memory) + max(rank.data for rank in memory)
 
 
 def memory_of_this_machine() -> int:
