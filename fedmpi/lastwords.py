@@ -66,10 +66,13 @@ def fail(comm: Communicator, error: BaseException) -> int:
     status, words = status_of(error), words_of(error)
     if comm.size > 1 and not isinstance(error, RemoteError):
         words = f"rank {comm.rank} on {socket.gethostname()}: {words}"
+    said = ""
     if not isinstance(error, (FedmpiError, KeyboardInterrupt, BrokenPipeError)):
-        traceback.print_exception(error, file=sys.stderr)
+        said = "".join(traceback.format_exception(error))
     if comm.rank == 0:
-        print(f"fedmpi: error: {words}", file=sys.stderr, flush=True)
+        said += f"fedmpi: error: {words}\n"
+    # In one piece: a launcher that is told of the abort may not come to read a second.
+    print(said, end="", file=sys.stderr, flush=True)
     if comm.size == 1:
         return status
     if comm.rank != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from typing import Any
 
@@ -48,6 +49,7 @@ INLINE_NBYTES = 1 << 16
 _TAG_ENVELOPE = 1
 _TAG_BODY = 2
 _EMPTY = np.empty(0, np.uint8)
+_OUTPUT_S = 0.2
 
 
 class _Arriving:
@@ -181,4 +183,8 @@ class MpiCommunicator:
         self.bell.close()
 
     def abort(self, status: int) -> None:
+        # Launchers drop what they have not yet read of a rank's output when they kill the job.
+        end = time.monotonic() + _OUTPUT_S
+        while time.monotonic() < end:
+            self.nap(_OUTPUT_S / 10)
         self._comm.Abort(status)
