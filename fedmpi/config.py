@@ -226,6 +226,32 @@ class LedgerConfig(Section):
     save_model: bool = Field(True, description="store the final model")
 
 
+class WireConfig(Section):
+    """How values become bytes: the codec of each kind of value, ``auto`` for the smallest. Nothing is ever lost."""
+
+    dense: Literal["auto", "raw", "planes", "delta"] = Field(
+        "raw",
+        description="vectors of numbers: as they are, or byte planes coded; delta: against numbers that the receiver "
+        "holds, where the algorithm has some (else raw)",
+    )
+    mask: Literal["auto", "bits", "byte-rans", "gap-rans", "golomb", "zstd", "prior", "change", "ranks", "layers"] = (
+        Field(
+            "auto",
+            description="masks. bits: 1 bit a position. prior, change, ranks and layers need an algorithm whose masks "
+            "have a prior, a base, a base, tensors (else auto)",
+        )
+    )
+    sparse: Literal[
+        "auto", "bits", "byte-rans", "gap-rans", "golomb", "zstd", "uint32", "int64", "gaps", "ranks", "layers"
+    ] = Field(
+        "auto", description="positions of sparse values. uint32, int64: 4 or 8 bytes an index, as papers often assume"
+    )
+    values: Literal["auto", "raw", "planes"] = Field("auto", description="numbers at the positions of a set or a mask")
+    quantized: Literal["auto", "packed", "order0", "context"] = Field(
+        "auto", description="quantized numbers: packed, or entropy coded alone or in the context of their neighbours"
+    )
+
+
 class RunConfig(Section):
     """Everything that decides a run."""
 
@@ -239,6 +265,7 @@ class RunConfig(Section):
     participation: ParticipationConfig = ParticipationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     server: ServerConfig = ServerConfig()
+    wire: WireConfig = WireConfig()
     comm: CommConfig = CommConfig()
     placement: PlacementConfig = PlacementConfig()
     ledger: LedgerConfig = LedgerConfig()

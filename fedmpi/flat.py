@@ -10,6 +10,7 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -79,9 +80,17 @@ class Layout:
         return zlib.crc32(repr(self.entries).encode())
 
     def schema(self) -> Schema:
-        """Return the sizes that messages' fields may name: params, state and int_buffers."""
-        sizes = {"params": self.num_params, "state": self.num_state, "int_buffers": self.num_int_buffers}
-        return Schema(sizes, self.layout_id)
+        """Return the sizes that messages' fields may name, and where the tensors of params and state begin."""
+        sizes = {
+            "params": self.num_params,
+            "buffers": self.num_state - self.num_params,
+            "state": self.num_state,
+            "int_buffers": self.num_int_buffers,
+        }
+        starts = [entry.offset for entry in self.entries if entry.role != "int_buffer" and entry.numel]
+        state = np.array([*starts, self.num_state], np.int64)
+        segments = {"params": state[state <= self.num_params], "state": state}
+        return Schema(sizes, self.layout_id, segments)
 
 
 def layout_of(module: nn.Module) -> Layout:

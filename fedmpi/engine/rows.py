@@ -29,7 +29,7 @@ class Figures:
             frame.index_nbytes,
             frame.value_nbytes,
             4 * num_params,
-            bound_nbits(message),
+            bound_nbits(message, schema),
             message.paper_nbits(schema),
             num_params,
             message.num_kept(schema),

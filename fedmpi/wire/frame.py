@@ -10,11 +10,10 @@ import xxhash
 
 from fedmpi.errors import WireError
 from fedmpi.wire.buffers import BufferPool, lease_in_place
-from fedmpi.wire.codecs import dense as _dense  # noqa: F401 - registers the codec
-from fedmpi.wire.codecs.base import ABSENT, NUMBERS, codec_by_id, codec_for
+from fedmpi.wire.codecs.base import ABSENT, NAMES, NUMBERS, RAW, format_of
 from fedmpi.wire.codecs.numbers import decode_numbers, encode_numbers, put_varint, take_varint
 from fedmpi.wire.message import KINDS, Message, Schema
-from fedmpi.wire.values import HEADROOM, Dense, Value
+from fedmpi.wire.values import HEADROOM, Dense, Mask, Value
 
 MAGIC = b"FM"
 VERSION = 1
@@ -84,11 +83,12 @@ def encode(message: Message, schema: Schema, pool: BufferPool, *, in_place: bool
     codec_name, largest = "numbers", -1
     if message.number_fields:
         fields = message.number_fields
-        raw = encode_numbers([getattr(message, f.name) for f in fields], [f.number_class for f in fields])
+        raw = encode_numbers([getattr(message, f.name) for f in fields], [f.dtype for f in fields])
         table += bytes((NUMBERS, 0))
         put_varint(len(raw), table)
         parts.append((1, np.frombuffer(raw, np.uint8)))
     last: Value | None = None
+    last_codec = ABSENT
     for field, spec in zip(message.value_fields, specs, strict=True):
         value = getattr(message, field.name)
         if value is None:
@@ -96,18 +96,19 @@ def encode(message: Message, schema: Schema, pool: BufferPool, *, in_place: bool
                 raise ValueError(f"{spec.where} must be given")
             table += bytes((ABSENT, 0, 0))
             continue
-        if not isinstance(value, field.value_class):
-            raise ValueError(f"{spec.where} must be a {field.value_class.__name__}, got {type(value).__name__}")
-        codec = codec_for(value)
-        section = codec.encode(value, spec)
-        table += bytes((codec.codec_id, section.param))
+        value_class = field.declared.value_class
+        if not isinstance(value, value_class):
+            raise ValueError(f"{spec.where} must be a {value_class.__name__}, got {type(value).__name__}")
+        form = format_of(value_class)
+        section = form.encode(value, spec, schema.wire)
+        table += bytes((section.codec_id, section.param))
         put_varint(section.payload.size, table)
-        parts.append((section.alignment, section.payload))
+        parts.append((form.alignment(section.codec_id, spec), section.payload))
         index_nbytes += section.index_nbytes
         value_nbytes += section.value_nbytes
         if section.payload.size > largest:
-            codec_name, largest = codec.name, section.payload.size
-        last = value
+            codec_name, largest = section.codec, section.payload.size
+        last, last_codec = value, section.codec_id
 
     position = HEADER_NBYTES + len(table)
     starts = []
@@ -117,7 +118,7 @@ def encode(message: Message, schema: Schema, pool: BufferPool, *, in_place: bool
         position += payload.size
     payload_nbytes = sum(payload.size for _, payload in parts)
 
-    room = last.room if isinstance(last, Dense) else None
+    room = last.room if isinstance(last, Dense) and last_codec == RAW else None
     buffer = None
     if in_place and room is not None and starts[-1] <= HEADROOM and parts[-1][1].size == room.size - HEADROOM:
         buffer = lease_in_place(room, HEADROOM - starts[-1])
@@ -201,6 +202,7 @@ def _decode_body(
         position = end
 
     fields: dict[str, object] = {}
+    known = schema.known
     index_nbytes = value_nbytes = 0
     codec_name, largest = "numbers", -1
     payload_nbytes = sum(nbytes for _, _, _, nbytes in rows)
@@ -210,8 +212,8 @@ def _decode_body(
             raise WireError(f"{name} numbers", offset=at, expected=f"codec {NUMBERS}, 0", got=f"{codec_id}, {param}")
         if nbytes > len(data) - position:
             raise WireError(f"{name} numbers", offset=at, expected=f"at most {len(data) - position} bytes", got=nbytes)
-        classes = [f.number_class for f in number_fields]
-        numbers = decode_numbers(data[position : position + nbytes], classes, position)
+        dtypes = [f.dtype for f in number_fields]
+        numbers = decode_numbers(data[position : position + nbytes], dtypes, position)
         fields.update(zip((f.name for f in number_fields), numbers, strict=True))
         position += nbytes
     for field, spec, (at, codec_id, param, nbytes) in zip(value_fields, schema.specs(message_class), rows, strict=True):
@@ -220,21 +222,23 @@ def _decode_body(
                 raise WireError(spec.where, offset=at, expected="a value", got=f"absent, {param}, {nbytes}")
             fields[field.name] = None
             continue
-        codec = codec_by_id(codec_id)
-        if codec is None:
+        if codec_id not in NAMES:
             raise WireError(f"{spec.where} codec", offset=at, expected="a known codec", got=codec_id)
-        start = position + -position % codec.alignment(spec)
+        form = format_of(field.declared.value_class)
+        start = position + -position % form.alignment(codec_id, spec)
         if nbytes > len(data) - start:
             raise WireError(spec.where, offset=at, expected=f"at most {len(data) - start} bytes", got=nbytes)
         if buffer[position:start].any():
             raise WireError(f"{spec.where} padding", offset=position, expected="zeros", got=bytes(data[position:start]))
         position = start + nbytes
-        section = codec.decode(buffer[start:position], param, spec, start)
+        section = form.decode(codec_id, param, buffer[start:position], spec, known, start)
         fields[field.name] = section.value
+        if isinstance(section.value, Mask):
+            known = known.with_mask(field.name, section.value.bits)
         index_nbytes += section.index_nbytes
         value_nbytes += section.value_nbytes
         if nbytes > largest:
-            codec_name, largest = codec.name, nbytes
+            codec_name, largest = section.codec, nbytes
     if position != len(data):
         raise WireError(f"{name} body", offset=position, expected="the end", got=f"{len(data) - position} bytes more")
     return message_class(**fields), Frame(buffer, payload_nbytes, index_nbytes, value_nbytes, codec_name)

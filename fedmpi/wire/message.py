@@ -19,15 +19,28 @@ from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform, get_arg
 
 import numpy as np
 
+from fedmpi.config import WireConfig
 from fedmpi.wire.codecs.base import FieldSpec
-from fedmpi.wire.values import DENSE_DTYPES, Value
+from fedmpi.wire.known import Known
+from fedmpi.wire.values import (
+    DENSE_DTYPES,
+    PAPER_NBITS,
+    Counts,
+    Dense,
+    Labels,
+    Mask,
+    MaskedValues,
+    Quantized,
+    Sparse,
+    Value,
+)
 
 Direction = Literal["down", "up"]
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What both ends know before any message: the sizes that field declarations name, and the model's layout.
+    """What an end knows before a message comes: sizes, the model's layout, and what it holds.
 
     Parameters
     ----------
@@ -35,10 +48,19 @@ class Schema:
         Such as ``{"params": 7850, "state": 7850, "int_buffers": 0}``.
     layout_id : int
         32-bit hash of the model's layout; in every frame, and checked.
+    segments : mapping of str to numpy.ndarray
+        For sizes that are made of tensors, where these begin, and the end: ``{"params": [0, 7840, 7850]}``.
+    wire : WireConfig
+        How to encode. Decoding does not ask it.
+    known : Known
+        What this end holds.
     """
 
     sizes: Mapping[str, int]
     layout_id: int
+    segments: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)
+    wire: WireConfig = dataclasses.field(default_factory=WireConfig)
+    known: Known = dataclasses.field(default_factory=Known, repr=False, compare=False)
     _specs: dict[type[Message], tuple[FieldSpec, ...]] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -48,42 +70,73 @@ class Schema:
         specs = self._specs.get(message_class)
         if specs is None:
             specs = self._specs[message_class] = tuple(
-                FieldSpec(
-                    f"{message_class.__name__}.{field.name}",
-                    np.dtype(field.dtype),
-                    self.size(field.numel),
-                    field.at_most,
-                )
+                self._spec(f"{message_class.__name__}.{field.name}", field.declared)
                 for field in message_class.value_fields
             )
         return specs
+
+    def _spec(self, where: str, declared: Declared) -> FieldSpec:
+        return FieldSpec(
+            where,
+            declared.dtype,
+            tuple(self.size(length) for length in declared.shape),
+            declared.at_most,
+            self.segments.get(str(declared.shape[0])) if declared.per_tensor else None,
+            declared.base,
+            declared.prior,
+            self.size(declared.num_classes),
+        )
 
     def size(self, name: int | str) -> int:
         """Resolve a field's declared size; KeyError where the run has no size of that name."""
         return name if isinstance(name, int) else self.sizes[name]
 
+    def of_one_half(self) -> Schema:
+        """Return the schema of one half of an algorithm: the same, but it holds nothing yet."""
+        return dataclasses.replace(self, known=Known())
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a field's declaration says of its value; see the functions that declare fields."""
+
+    value_class: type[Value]
+    shape: tuple[int | str, ...]
+    dtype: str = ""
+    at_most: bool = False
+    per_tensor: bool = False
+    base: str = ""
+    prior: str = ""
+    num_classes: int | str = 0
+
 
 @dataclass(frozen=True)
 class ValueField:
-    """Declaration of a field that holds a value."""
+    """A field that holds a value."""
 
     name: str
-    value_class: type[Value]
-    dtype: str
-    numel: int | str
-    at_most: bool
+    declared: Declared
     optional: bool
 
 
 @dataclass(frozen=True)
 class NumberField:
-    """Declaration of a field that holds a Python int or float."""
+    """A field that holds a Python int or float.
+
+    Parameters
+    ----------
+    name : str
+    number_class : int or float
+    dtype : {"int", "float64", "float32"}
+        How it travels.
+    """
 
     name: str
     number_class: type[int] | type[float]
+    dtype: str
 
 
-def dense(numel: int | str, *, dtype: str = "float32", at_most: bool = False) -> Any:
+def dense(numel: int | str, *, dtype: str = "float32", at_most: bool = False, base: str = "") -> Any:
     """Declare a `Dense` field.
 
     Parameters
@@ -91,11 +144,106 @@ def dense(numel: int | str, *, dtype: str = "float32", at_most: bool = False) ->
     numel : int or str
         Its length, or the name of a size in the run's `Schema`.
     dtype : str
-        numpy name of its dtype.
+        Name of its dtype, one of `DENSE_DTYPES`.
     at_most : bool
         Accept shorter vectors too, as the last batch of an epoch is.
+    base : str
+        Name under which both ends hold a vector that it may be sent against (a `KnownVector`).
     """
-    return dataclasses.field(metadata={"value": (dtype, numel, at_most)})
+    return _declare(Dense, (numel,), dtype=dtype, at_most=at_most, base=base)
+
+
+def mask(numel: int | str, *, per_tensor: bool = True, prior: str = "", base: str = "") -> Any:
+    """Declare a `Mask` field.
+
+    Parameters
+    ----------
+    numel : int or str
+        Its length, or the name of a size in the run's `Schema`.
+    per_tensor : bool
+        Let each of the model's tensors have a density of its own, where `numel` names a size made of tensors.
+    prior : str
+        Name under which both ends hold the probability of each bit (`KnownProbabilities`).
+    base : str
+        Name under which both ends hold earlier masks (`KnownMask`).
+    """
+    return _declare(Mask, (numel,), per_tensor=per_tensor, prior=prior, base=base)
+
+
+def sparse(
+    numel: int | str, *, dtype: str = "float32", per_tensor: bool = True, at_most: bool = False, base: str = ""
+) -> Any:
+    """Declare a `Sparse` field.
+
+    Parameters
+    ----------
+    numel : int or str
+        Number of positions, or the name of a size in the run's `Schema`.
+    dtype : str
+        Name of its values' dtype; "" for values that are `Quantized`.
+    per_tensor : bool
+        Let each of the model's tensors have a density of its own, where `numel` names a size made of tensors.
+    at_most : bool
+        Accept fewer positions too.
+    base : str
+        Name under which both ends hold a mask that the positions may be near to (a `KnownMask`).
+    """
+    return _declare(Sparse, (numel,), dtype=dtype, per_tensor=per_tensor, at_most=at_most, base=base)
+
+
+def masked_values(numel: int | str, *, mask: str, dtype: str = "float32") -> Any:
+    """Declare a `MaskedValues` field.
+
+    Parameters
+    ----------
+    numel : int or str
+        Number of positions, or the name of a size in the run's `Schema`.
+    mask : str
+        Where the mask is: in the field of this name before this one, if it is there, else with both ends.
+    dtype : str
+        Name of its values' dtype; "" for values that are `Quantized`.
+    """
+    return _declare(MaskedValues, (numel,), dtype=dtype, base=mask)
+
+
+def quantized(shape: int | str | tuple[int | str, ...], *, at_most: bool = False) -> Any:
+    """Declare a `Quantized` field.
+
+    Parameters
+    ----------
+    shape : int, str or tuple of int and str
+        Its shape, in numbers or names of sizes in the run's `Schema`.
+    at_most : bool
+        Accept a smaller first dimension too, as the last batch of an epoch has.
+    """
+    return _declare(Quantized, shape if isinstance(shape, tuple) else (shape,), at_most=at_most)
+
+
+def labels(numel: int | str, *, num_classes: int | str, at_most: bool = False) -> Any:
+    """Declare a `Labels` field.
+
+    Parameters
+    ----------
+    numel, num_classes : int or str
+        How many labels, and of how many classes; or names of sizes in the run's `Schema`.
+    at_most : bool
+        Accept fewer labels too.
+    """
+    return _declare(Labels, (numel,), num_classes=num_classes, at_most=at_most)
+
+
+def counts(numel: int | str, *, at_most: bool = False) -> Any:
+    """Declare a `Counts` field; `numel` and `at_most` as for `labels`."""
+    return _declare(Counts, (numel,), at_most=at_most)
+
+
+def single() -> Any:
+    """Declare a float that travels in 4 bytes, as float32; a number that float32 does not have is refused."""
+    return dataclasses.field(metadata={"number": "float32"})
+
+
+def _declare(value_class: type[Value], shape: tuple[int | str, ...], **facts: Any) -> Any:
+    return dataclasses.field(metadata={"value": Declared(value_class, shape, **facts)})
 
 
 class Message:
@@ -126,11 +274,16 @@ class Message:
 
     def num_kept(self, schema: Schema) -> int:
         """Return how many of them it carries itself."""
-        return sum(value.numel for value in self.values())
+        return sum(value.num_kept for value in self.values())
 
     def paper_nbits(self, schema: Schema) -> float:
-        """Return the size that the paper's own accounting would state: by default 32 bits a number conveyed."""
-        return 32.0 * self.num_params(schema)
+        """Return the size that the paper's own accounting would state.
+
+        By default what papers count for each value, and 32 bits for each number conveyed that no value carries.
+        """
+        values = self.values()
+        elsewhere = self.num_params(schema) - sum(value.numel for value in values)
+        return float(sum(value.paper_nbits for value in values) + PAPER_NBITS * elsewhere)
 
 
 KINDS: dict[int, type[Message]] = {}
@@ -138,7 +291,11 @@ KINDS: dict[int, type[Message]] = {}
 M = TypeVar("M", bound=Message)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(dense,))
+@dataclass_transform(
+    frozen_default=True,
+    kw_only_default=True,
+    field_specifiers=(dense, mask, sparse, masked_values, quantized, labels, counts, single),
+)
 def message(kind: str, direction: Direction) -> Callable[[type[M]], type[M]]:
     """Make a class of fields a message.
 
@@ -174,14 +331,12 @@ def message(kind: str, direction: Direction) -> Callable[[type[M]], type[M]]:
             hint = hints[field.name]
             optional = type(None) in get_args(hint)
             plain = next(iter(arg for arg in get_args(hint) if arg is not type(None)), None) if optional else hint
-            if isinstance(plain, type) and issubclass(plain, Value) and "value" in field.metadata:
-                dtype, numel, at_most = field.metadata["value"]
-                if dtype not in DENSE_DTYPES:
-                    known = ", ".join(DENSE_DTYPES)
-                    raise TypeError(f"{cls.__qualname__}.{field.name}: dtype must be one of {known}, got {dtype!r}")
-                values.append(ValueField(field.name, plain, dtype, numel, at_most, optional))
-            elif plain in (int, float) and not optional:
-                numbers.append(NumberField(field.name, plain))
+            declared = field.metadata.get("value")
+            if isinstance(plain, type) and issubclass(plain, Value) and declared is not None:
+                values.append(_value_field(f"{cls.__qualname__}.{field.name}", field.name, plain, declared, optional))
+            elif plain in (int, float) and not optional and (plain is float or "number" not in field.metadata):
+                dtype = "int" if plain is int else field.metadata.get("number", "float64")
+                numbers.append(NumberField(field.name, plain, dtype))
             else:
                 raise TypeError(f"{cls.__qualname__}.{field.name}: a field is a declared value, an int or a float")
         cls.value_fields, cls.number_fields = tuple(values), tuple(numbers)
@@ -189,6 +344,16 @@ def message(kind: str, direction: Direction) -> Callable[[type[M]], type[M]]:
         return cls
 
     return decorate
+
+
+def _value_field(where: str, name: str, plain: type[Value], declared: Declared, optional: bool) -> ValueField:
+    if plain is not declared.value_class:
+        raise TypeError(f"{where}: a {plain.__name__} is declared as a {declared.value_class.__name__}")
+    # Only sparse and masked values may be quantized, and then have no dtype.
+    allowed = {Dense: DENSE_DTYPES, Sparse: (*DENSE_DTYPES, ""), MaskedValues: (*DENSE_DTYPES, "")}.get(plain)
+    if allowed is not None and declared.dtype not in allowed:
+        raise TypeError(f"{where}: dtype must be one of {', '.join(DENSE_DTYPES)}, got {declared.dtype!r}")
+    return ValueField(name, declared, optional)
 
 
 def _identity(cls: type[Message]) -> tuple[str, ...]:

@@ -36,7 +36,9 @@ def test_sizes() -> None:
     assert flat.layout.num_state == flat.state_S.numel() == 520 + 6 + 12
     assert flat.layout.num_int_buffers == flat.ints_I.numel() == 2
     assert (flat.state_S.dtype, flat.ints_I.dtype) == (torch.float32, torch.int64)
-    assert flat.layout.schema().sizes == {"params": 520, "state": 538, "int_buffers": 2}
+    assert flat.layout.schema().sizes == {"params": 520, "buffers": 18, "state": 538, "int_buffers": 2}
+    assert flat.layout.schema().segments["params"].tolist() == [0, 120, 123, 126, 486, 492, 516, 520]
+    assert flat.layout.schema().segments["state"].tolist()[-5:] == [520, 523, 526, 532, 538]
     assert flat.layout.schema().layout_id == flat.layout.layout_id
 
 

@@ -1,13 +1,87 @@
-"""What a codec is, and the registry that maps the codec byte of a section to it."""
+"""What turns a value into a section of a frame and back: one format for each class of values, found when first needed.
+
+A format chooses among codecs, unless the configuration fixes one, and writes its choice into the section's codec byte.
+"""
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from fedmpi.config import WireConfig
+from fedmpi.wire.known import Known
 from fedmpi.wire.values import Value
+
+ABSENT = 0
+"""Codec byte of an optional field that is not there."""
+
+NUMBERS = 1
+"""Codec byte of the section that holds a message's ints and floats."""
+
+
+class CodecInfo(NamedTuple):
+    """A codec as users see it.
+
+    Attributes
+    ----------
+    codec_id : int
+        Byte in the section table.
+    name : str
+        As the ledger's ``codec`` column has it; sparse values have two, joined by ``+``.
+    exact_size : bool
+        Whether a payload's length follows from the numbers of values and kept positions, before anything is learnt.
+    summary : str
+        One line.
+    """
+
+    codec_id: int
+    name: str
+    exact_size: bool
+    summary: str
+
+
+RAW, PLANES, DELTA = 2, 3, 4
+PACKED, ORDER0, CONTEXT = 8, 9, 10
+RADIX, VARINTS = 12, 13
+BITS, BYTE_RANS, GAP_RANS, GOLOMB, ZSTD, UINT32, INT64, GAPS = range(16, 24)
+PRIOR, CHANGE, RANKS, LAYERS = range(24, 28)
+
+CODECS = (
+    CodecInfo(NUMBERS, "numbers", True, "Whole numbers as variable-length integers, floats in 4 or 8 bytes."),
+    CodecInfo(RAW, "raw", True, "Every number in its own dtype, one after the other."),
+    CodecInfo(PLANES, "planes", False, "Bytes of one significance together, each plane raw, entropy coded or by zstd."),
+    CodecInfo(DELTA, "delta", False, "Steps from numbers that the receiver holds, as planes."),
+    CodecInfo(PACKED, "packed", True, "Symbols of 1 to 8 bits, packed."),
+    CodecInfo(ORDER0, "order0", False, "Symbols entropy coded by how often each occurs."),
+    CodecInfo(CONTEXT, "context", False, "Symbols entropy coded in the context of their left and upper neighbours."),
+    CodecInfo(RADIX, "radix", True, "Class labels as digits of large numbers, close to log2(classes) bits each."),
+    CodecInfo(VARINTS, "varints", False, "Counts as variable-length integers."),
+    CodecInfo(BITS, "bits", True, "One bit for each position."),
+    CodecInfo(BYTE_RANS, "byte-rans", False, "Packed bits, entropy coded by the byte for the set's density."),
+    CodecInfo(GAP_RANS, "gap-rans", False, "Distances between positions, entropy coded for the set's density."),
+    CodecInfo(GOLOMB, "golomb", False, "Distances between positions in Golomb's code, for small sets."),
+    CodecInfo(ZSTD, "zstd", False, "Packed bits by zstd, for sets that cluster."),
+    CodecInfo(UINT32, "uint32", True, "Four bytes for each index, as papers often assume."),
+    CodecInfo(INT64, "int64", True, "Eight bytes for each index, as tensor libraries store them."),
+    CodecInfo(GAPS, "gaps", False, "Distances between positions as variable-length integers, for a handful."),
+    CodecInfo(PRIOR, "prior", False, "Mask coded bit by bit with probabilities that both ends hold."),
+    CodecInfo(CHANGE, "change", False, "Mask coded bit by bit given an earlier one that both ends hold."),
+    CodecInfo(RANKS, "ranks", False, "Positions dropped from and added to an earlier mask, each as a small set."),
+    CodecInfo(LAYERS, "layers", False, "Each tensor's positions by themselves, each with the codec that suits it."),
+)
+"""All codecs, in the order of their numbers."""
+
+NAMES = {info.codec_id: info.name for info in CODECS if info.codec_id != NUMBERS}
+"""Names of the codecs of values."""
+
+
+def has_exact_size(codec: str) -> bool:
+    """Return whether a payload's length is known before anything is learnt; `codec` as the ledger has it."""
+    exact = {info.name: info.exact_size for info in CODECS}
+    return all(exact[name] for name in codec.split("+"))
 
 
 @dataclass(frozen=True)
@@ -18,97 +92,128 @@ class FieldSpec:
     ----------
     where : str
         ``Message.field``, for error messages.
-    dtype : numpy.dtype
-    numel : int
-        Number of numbers, or the most there may be if `at_most`.
+    dtype : str
+        Name of the dtype of its numbers, "" for `Quantized` ones and values that have none.
+    shape : tuple of int
+        Its numbers' shape.
     at_most : bool
+        Whether the first dimension may be smaller.
+    segments : numpy.ndarray, shape (tensors + 1,), int64, optional
+        Where the model's tensors begin, for sets that have a density a tensor.
+    base, prior : str
+        Names of what both ends hold (see `Known`), "" for nothing.
+    num_classes : int
+        Of `Labels`.
     """
 
     where: str
-    dtype: np.dtype
-    numel: int
-    at_most: bool
+    dtype: str = "float32"
+    shape: tuple[int, ...] = (0,)
+    at_most: bool = False
+    segments: np.ndarray | None = None
+    base: str = ""
+    prior: str = ""
+    num_classes: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Number of numbers, or the most there may be."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+    @property
+    def length_words(self) -> str:
+        """The number of numbers as an error message says it."""
+        return f"at most {self.numel}" if self.at_most else str(self.numel)
+
+    def accepts(self, count: int) -> bool:
+        """Return whether a vector may have so many numbers."""
+        return count <= self.numel if self.at_most else count == self.numel
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A section as a codec made it.
+    """A section as a format made it.
 
     Parameters
     ----------
+    codec_id : int
+        Byte that says how to read the payload.
+    codec : str
+        Name for the ledger.
     param : int
-        The codec's own byte in the section table.
+        The format's own byte in the section table.
     payload : numpy.ndarray, shape (nbytes,), uint8
         May be a view of the value's memory.
-    alignment : int
-        The payload starts at a multiple of this many bytes from the frame's start.
     index_nbytes, value_nbytes : int
         Bytes of the payload that say where, and bytes that say what.
     """
 
+    codec_id: int
+    codec: str
     param: int
     payload: np.ndarray
-    alignment: int
     index_nbytes: int
     value_nbytes: int
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A section as a codec read it: the value, and how many of its bytes say where and what."""
+    """A section as a format read it: the value, and its figures for the ledger."""
 
     value: Value
+    codec: str
     index_nbytes: int
     value_nbytes: int
 
 
-class Codec(Protocol):
-    """Makes the payload of a section from a value, and back, without loss."""
+class Format(Protocol):
+    """Makes the payload of a section from a value of one class, and back, without loss."""
 
-    codec_id: int
-    name: str
-    exact_size: bool
-    """Whether a payload's length follows from the number of values alone, so that it is known before training."""
-
-    def encode(self, value: Value, spec: FieldSpec) -> Encoded:
+    def encode(self, value: Value, spec: FieldSpec, wire: WireConfig) -> Encoded:
         """Return the section; raises ValueError if the value is not what `spec` declares."""
 
-    def alignment(self, spec: FieldSpec) -> int:
-        """Return the alignment of the payload, known to both ends."""
+    def alignment(self, codec_id: int, spec: FieldSpec) -> int:
+        """Return what the payload's start is a multiple of, counted from the frame's start; known to both ends."""
 
-    def decode(self, payload: np.ndarray, param: int, spec: FieldSpec, offset: int) -> Decoded:
+    def decode(
+        self, codec_id: int, param: int, payload: np.ndarray, spec: FieldSpec, known: Known, offset: int
+    ) -> Decoded:
         """Return the value, a view of `payload` if it can be; raises `WireError`, its offsets counted from `offset`."""
 
-
-ABSENT = 0
-"""Codec byte of an optional field that is not there."""
-
-NUMBERS = 1
-"""Codec byte of the section that holds a message's ints and floats."""
-
-_CODECS: dict[int, Codec] = {}
-_DEFAULTS: dict[type[Value], Codec] = {}
+    def warm_up(self) -> None:
+        """Compile, or load from the cache, what coding and decoding need."""
 
 
-def register(codec: Codec, default_for: type[Value] | None = None) -> None:
-    """Add a codec; `default_for` names the value type that it serves unless another is asked for."""
-    if codec.codec_id in (ABSENT, NUMBERS) or codec.codec_id in _CODECS:
-        raise ValueError(f"codec id {codec.codec_id} of {codec.name} is taken")
-    _CODECS[codec.codec_id] = codec
-    if default_for is not None:
-        _DEFAULTS[default_for] = codec
+# Modules by name, not the formats themselves: what a run does not send it does not import, and numba takes its time.
+_MODULES = {
+    "Dense": "dense",
+    "Mask": "mask",
+    "Sparse": "sparse",
+    "MaskedValues": "masked_values",
+    "Quantized": "quantized",
+    "Labels": "labels",
+    "Counts": "counts",
+}
 
 
-def codec_by_id(codec_id: int) -> Codec | None:
-    """Return the codec of a section table's byte, None where there is none."""
-    return _CODECS.get(codec_id)
+_FORMATS: dict[type[Value], Format] = {}
 
 
-def all_codecs() -> list[Codec]:
-    """Return the codecs in the order of their numbers."""
-    return [_CODECS[codec_id] for codec_id in sorted(_CODECS)]
+def format_of(value_class: type[Value]) -> Format:
+    """Return the format of a class of values.
 
-
-def codec_for(value: Value) -> Codec:
-    """Return the codec that a value is sent with."""
-    return _DEFAULTS[type(value)]
+    Raises
+    ------
+    TypeError
+        If there is none.
+    """
+    found = _FORMATS.get(value_class)
+    if found is None:
+        name = _MODULES.get(value_class.__name__)
+        if name is None:
+            raise TypeError(f"{value_class.__name__} has no format: messages are made of {', '.join(_MODULES)}")
+        found = _FORMATS[value_class] = importlib.import_module(f"fedmpi.wire.codecs.{name}").FORMAT
+    return found

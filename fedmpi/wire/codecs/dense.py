@@ -1,50 +1,88 @@
-"""Raw little-endian numbers, framed in place and decoded as a view."""
+"""Vectors: raw little-endian numbers, framed in place and decoded as a view, or coded without loss."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from fedmpi.config import WireConfig
 from fedmpi.errors import WireError
-from fedmpi.wire.codecs.base import Decoded, Encoded, FieldSpec, register
-from fedmpi.wire.values import DENSE_DTYPES, Dense, Value
+from fedmpi.wire.codecs.base import DELTA, NAMES, PLANES, RAW, Decoded, Encoded, FieldSpec
+from fedmpi.wire.codecs.reference import put_reference, take_reference
+from fedmpi.wire.known import Known, KnownVector
+from fedmpi.wire.values import DENSE_DTYPES, Dense, Value, storage
 
 _DTYPE_CODES = {dtype: code for code, dtype in enumerate(DENSE_DTYPES)}
 
 
-class RawDense:
-    """Every number in its own dtype, one after the other. The section's param byte is the dtype's code."""
+class DenseFormat:
+    """Every number of a vector. The section's param byte is the dtype's code."""
 
-    codec_id = 2
-    name = "raw"
-    exact_size = True
-
-    def encode(self, value: Value, spec: FieldSpec) -> Encoded:
+    def encode(self, value: Value, spec: FieldSpec, wire: WireConfig) -> Encoded:
         assert isinstance(value, Dense)
         array = value.array
-        if array.dtype != spec.dtype or array.ndim != 1 or not array.flags.c_contiguous:
-            got = f"{array.dtype} {array.shape}"
+        kind = storage(spec.dtype)
+        if value.dtype != spec.dtype or array.dtype != kind or array.ndim != 1 or not array.flags.c_contiguous:
+            got = f"{value.dtype} {array.shape}"
             raise ValueError(f"{spec.where}: expected a contiguous vector of {spec.dtype}, got {got}")
-        if array.size > spec.numel or (array.size < spec.numel and not spec.at_most):
-            raise ValueError(f"{spec.where}: expected {_length(spec)} numbers, got {array.size}")
-        payload = array.view(np.uint8)
-        return Encoded(_DTYPE_CODES[str(spec.dtype)], payload, self.alignment(spec), 0, payload.size)
+        if not spec.accepts(array.size):
+            raise ValueError(f"{spec.where}: expected {spec.length_words} numbers, got {array.size}")
+        if value.base is not None and not spec.base:
+            raise ValueError(f"{spec.where} declares no base, got one")
+        raw = array.view(np.uint8)
+        best, payload = RAW, raw
+        if wire.dense in ("auto", "planes"):
+            from fedmpi.wire.codecs.planes import encode_planes
 
-    def alignment(self, spec: FieldSpec) -> int:
-        return spec.dtype.itemsize
+            coded = encode_planes(array, spec.dtype, at_most=spec.at_most)
+            if wire.dense == "planes" or coded.size < payload.size:
+                best, payload = PLANES, coded
+        if value.base is not None and wire.dense in ("auto", "delta"):
+            from fedmpi.wire.codecs.planes import encode_delta
 
-    def decode(self, payload: np.ndarray, param: int, spec: FieldSpec, offset: int) -> Decoded:
-        code = _DTYPE_CODES[str(spec.dtype)]
+            base = value.base.array
+            if not array.size == base.size == spec.numel or base.dtype != kind:
+                expected = f"a vector and a base of {spec.numel} {kind}"
+                raise ValueError(f"{spec.where}: expected {expected}, got {array.size} and {base.size} {base.dtype}")
+            coded = np.concatenate([put_reference(value.base), encode_delta(array, base, spec.dtype)])
+            if wire.dense == "delta" or coded.size < payload.size:
+                best, payload = DELTA, coded
+        return Encoded(best, NAMES[best], _DTYPE_CODES[spec.dtype], payload, 0, payload.size)
+
+    def alignment(self, codec_id: int, spec: FieldSpec) -> int:
+        return storage(spec.dtype).itemsize if codec_id == RAW else 1
+
+    def decode(
+        self, codec_id: int, param: int, payload: np.ndarray, spec: FieldSpec, known: Known, offset: int
+    ) -> Decoded:
+        code = _DTYPE_CODES[spec.dtype]
         if param != code:
             raise WireError(f"{spec.where} dtype code", offset=offset, expected=code, got=param)
-        count, rest = divmod(payload.size, spec.dtype.itemsize)
-        if rest or count > spec.numel or (count < spec.numel and not spec.at_most):
-            expected = f"{_length(spec)} numbers of {spec.dtype}"
-            raise WireError(spec.where, offset=offset, expected=expected, got=f"{payload.size} bytes")
-        return Decoded(Dense(payload.view(spec.dtype)), 0, payload.size)
+        kind = storage(spec.dtype)
+        if codec_id == RAW:
+            count, rest = divmod(payload.size, kind.itemsize)
+            if rest or not spec.accepts(count):
+                expected = f"{spec.length_words} numbers of {spec.dtype}"
+                raise WireError(spec.where, offset=offset, expected=expected, got=f"{payload.size} bytes")
+            array = payload.view(kind)
+        elif codec_id == PLANES:
+            from fedmpi.wire.codecs.planes import decode_planes
+
+            array = decode_planes(payload, spec.dtype, spec.numel, spec.where, offset, at_most=spec.at_most)
+        elif codec_id == DELTA and spec.base:
+            from fedmpi.wire.codecs.planes import decode_delta
+
+            base, start = take_reference(KnownVector, spec.base, payload, known, spec.numel, spec.where, offset)
+            if base.array.dtype != kind:
+                raise WireError(f"{spec.where} base", offset=offset, expected=kind, got=base.array.dtype)
+            array = decode_delta(payload[start:], base.array, spec.dtype, spec.where, offset + start)
+        else:
+            raise WireError(f"{spec.where} codec", offset=offset, expected="a codec of vectors", got=codec_id)
+        return Decoded(Dense(array, dtype=spec.dtype), NAMES[codec_id], 0, payload.size)
+
+    def warm_up(self) -> None:
+        from fedmpi.wire.codecs import planes
+
+        planes.warm_up()
 
 
-def _length(spec: FieldSpec) -> str:
-    return f"at most {spec.numel}" if spec.at_most else str(spec.numel)
-
-
-register(RawDense(), default_for=Dense)
+FORMAT = DenseFormat()

@@ -43,15 +43,21 @@ def take_varint(data: bytes | memoryview, position: int, offset: int) -> tuple[i
     raise WireError("varint", offset=offset + position, expected=f"at most {MAX_VARINT_NBYTES} bytes", got="more")
 
 
-def encode_numbers(numbers: Sequence[int | float], classes: Sequence[type[int] | type[float]]) -> bytes:
-    """Return the section's payload; raises ValueError for an int outside 64 bits."""
+_FLOATS = {"float64": struct.Struct("<d"), "float32": struct.Struct("<f")}
+
+
+def encode_numbers(numbers: Sequence[int | float], dtypes: Sequence[str]) -> bytes:
+    """Return the section's payload; `dtypes` are "int", "float64" or "float32".
+
+    Raises
+    ------
+    ValueError
+        For an int outside 64 bits, or a number that float32 does not have where that is its dtype.
+    """
     out = bytearray()
-    for number, number_class in zip(numbers, classes, strict=True):
-        if number_class is float:
-            try:
-                out += struct.pack("<d", number)
-            except struct.error:
-                raise ValueError(f"a field of floats got {number!r}") from None
+    for number, dtype in zip(numbers, dtypes, strict=True):
+        if dtype in _FLOATS:
+            out += _encode_float(number, dtype)
         else:
             try:
                 integer = operator.index(number)  # type: ignore[arg-type]
@@ -61,7 +67,21 @@ def encode_numbers(numbers: Sequence[int | float], classes: Sequence[type[int] |
     return bytes(out)
 
 
-def decode_numbers(data: memoryview, classes: Sequence[type[int] | type[float]], offset: int) -> list[int | float]:
+def _encode_float(number: float, dtype: str) -> bytes:
+    form = _FLOATS[dtype]
+    try:
+        raw = form.pack(number)
+        (back,) = form.unpack(raw)
+    except struct.error:
+        raise ValueError(f"a field of floats got {number!r}") from None
+    except OverflowError:
+        back = None
+    if back != number and number == number:  # noqa: PLR0124 - a NaN is sent as it is
+        raise ValueError(f"a field of {dtype} got {number!r}, which {dtype} does not have: round it first")
+    return raw
+
+
+def decode_numbers(data: memoryview, dtypes: Sequence[str], offset: int) -> list[int | float]:
     """Return the numbers of a payload that starts at `offset` of its frame.
 
     Raises
@@ -71,12 +91,14 @@ def decode_numbers(data: memoryview, classes: Sequence[type[int] | type[float]],
     """
     numbers: list[int | float] = []
     position = 0
-    for number_class in classes:
-        if number_class is float:
-            if position + 8 > len(data):
-                raise WireError("float64", offset=offset + position, expected="8 bytes", got=len(data) - position)
-            numbers.append(struct.unpack_from("<d", data, position)[0])
-            position += 8
+    for dtype in dtypes:
+        if dtype in _FLOATS:
+            form = _FLOATS[dtype]
+            if position + form.size > len(data):
+                got = len(data) - position
+                raise WireError(dtype, offset=offset + position, expected=f"{form.size} bytes", got=got)
+            numbers.append(form.unpack_from(data, position)[0])
+            position += form.size
         else:
             zigzag, position = take_varint(data, position, offset)
             numbers.append(zigzag >> 1 if zigzag & 1 == 0 else -(zigzag >> 1) - 1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedmpi.wire.codecs.base import FieldSpec
-from fedmpi.wire.message import KINDS, Message, NumberField, Schema, ValueField, dense, message
+from fedmpi.wire.message import KINDS, Declared, Message, NumberField, Schema, ValueField, dense, message
 from fedmpi.wire.values import Dense
 
 
@@ -36,10 +36,10 @@ def test_a_class_becomes_its_own_schema() -> None:
     cls = declare("t-schema", "down", a=int, v=(Dense, dense("params")), b=float,
                   o=(Dense | None, dense(4, dtype="int64", at_most=True)))  # fmt: skip
     assert (cls.kind, cls.direction) == ("t-schema", "down")
-    assert cls.number_fields == (NumberField("a", int), NumberField("b", float))
+    assert cls.number_fields == (NumberField("a", int, "int"), NumberField("b", float, "float64"))
     assert cls.value_fields == (
-        ValueField("v", Dense, "float32", "params", False, False),
-        ValueField("o", Dense, "int64", 4, True, True),
+        ValueField("v", Declared(Dense, ("params",), "float32"), False),
+        ValueField("o", Declared(Dense, (4,), "int64", at_most=True), True),
     )
     assert KINDS[cls.kind_id] is cls
 
@@ -73,7 +73,7 @@ def test_a_kind_is_a_short_ascii_name(kind: str) -> None:
 def test_a_field_that_is_neither_a_number_nor_a_declared_value(field: Any) -> None:
     if isinstance(field, tuple):
         cls = declare("t-field", f=field)
-        assert cls.number_fields == (NumberField("f", int),)
+        assert cls.number_fields == (NumberField("f", int, "int"),)
         assert cls.value_fields == ()
         return
     with pytest.raises(TypeError, match=r"Made\.f: a field is a declared value, an int or a float"):
@@ -124,8 +124,8 @@ def test_specs_resolve_sizes_by_name() -> None:
     cls = declare("t-specs", v=(Dense, dense("params")), w=(Dense, dense(3, dtype="uint8", at_most=True)))
     schema = Schema({"params": 12}, 1)
     assert schema.specs(cls) == (
-        FieldSpec("Made.v", np.dtype("float32"), 12, False),
-        FieldSpec("Made.w", np.dtype("uint8"), 3, True),
+        FieldSpec("Made.v", "float32", (12,), False),
+        FieldSpec("Made.w", "uint8", (3,), True),
     )
     assert schema.specs(cls) is schema.specs(cls)
     assert Schema({"params": 13}, 1).specs(cls)[0].numel == 13
