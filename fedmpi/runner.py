@@ -80,7 +80,7 @@ def run(
                 return refuse_to_start(comm, problem, all_heard=False)
             assert setup is not None
             try:
-                rank, members = join(comm, setup.config, on_fail=on_fail)
+                rank, members = join(comm, setup.config, on_fail=on_fail, warm_up=setup.warm_up)
             except (NoRunError, PlacementError) as error:
                 return refuse_to_start(comm, error, all_heard=True)
             return _serve(setup, out, rank, members, stop, cleanup, overwrite)
@@ -162,7 +162,12 @@ def _work(
     problem: FedmpiError | None,
 ) -> int:
     try:
-        rank, members = join(comm, setup.config if setup is not None else config, problem=problem)
+        rank, members = join(
+            comm,
+            setup.config if setup is not None else config,
+            problem=problem,
+            warm_up=setup.warm_up if setup is not None else lambda: None,
+        )
     except NoRunError as error:
         return error.exit_status
     assert setup is not None, "rank 0 starts no run with a rank that has a problem"

@@ -97,7 +97,7 @@ class WeightedMean:
         self._ints_I = None
         self.total_samples = 0
 
-    def add(self, up: ModelUp) -> None:
+    def add(self, up: Message) -> None:
         """Add one model; integer buffers are those of the first added, which has the lowest client_id.
 
         Raises
@@ -105,6 +105,7 @@ class WeightedMean:
         ProtocolError
             If the client says that it has no samples.
         """
+        assert isinstance(up, ModelUp)
         if up.num_samples < 1:
             raise ProtocolError(f"a client's model must stand for at least 1 sample, got {up.num_samples}")
         self._sum_S.add_(up.state.tensor(), alpha=up.num_samples)

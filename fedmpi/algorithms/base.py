@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
@@ -20,6 +20,7 @@ from fedmpi.flat import FlatModel, Layout
 from fedmpi.models.initial import InitialModel
 from fedmpi.rng import stream
 from fedmpi.train.local import LocalStats, train_local
+from fedmpi.wire.known import Known
 from fedmpi.wire.message import Message, Schema
 
 StateDict: TypeAlias = dict[str, Tensor | int | float | str]
@@ -62,12 +63,16 @@ class ServerContext:
     initial : InitialModel
     send_seed : bool
         In the first round, send the initial model's seed in its place.
+    known : Known
+        Where the half keeps what messages are coded against. It is not kept between rounds for the half: what
+        `ServerHalf.load_state_dict` takes over must be enough to fill it again.
     """
 
     seed: int
     layout: Layout
     initial: InitialModel
     send_seed: bool
+    known: Known = field(default_factory=Known)
 
 
 @dataclass
@@ -88,6 +93,8 @@ class ClientContext:
         too, and the round's training loss is made of it.
     dry_run : bool
         Messages are wanted, training is not: `ClientHalf.train_local` returns at once, and a loop of one's own should.
+    known : Known
+        Where the half keeps what messages are coded against: of all clients that the rank plays, so by version.
     """
 
     seed: int
@@ -97,6 +104,7 @@ class ClientContext:
     progress: Callable[[], None]
     stats: list[LocalStats] = field(default_factory=list)
     dry_run: bool = False
+    known: Known = field(default_factory=Known)
 
 
 class ServerHalf(ABC):
@@ -159,7 +167,7 @@ class ServerHalf(ABC):
 class ExchangeServer(ServerHalf):
     """Server half with the usual conversation: one message down, one message up."""
 
-    up_types: ClassVar[MessageTypes]
+    up_types: MessageTypes
 
     @abstractmethod
     def downlink(self, round_idx: int, client_id: int) -> Message:
@@ -270,7 +278,10 @@ class Algorithm:
         As the ledger and the summary show it.
     config, server, client : classes
     sizes : callable, optional
-        ``f(config, layout)`` returning the sizes that its messages name beside params, state and int_buffers.
+        ``f(config, layout)`` returning the sizes that its messages name beside those of the layout.
+    messages : callable, optional
+        ``f(config)`` returning the message classes that it sends, so that their codecs are compiled before the first
+        round; those of others are when they are first used.
     """
 
     name: str
@@ -278,9 +289,10 @@ class Algorithm:
     server: Callable[..., ServerHalf]
     client: Callable[..., ClientHalf]
     sizes: Callable[[AlgorithmConfig, Layout], Mapping[str, int]] | None = None
+    messages: Callable[[AlgorithmConfig], Sequence[type[Message]]] | None = None
 
     def schema(self, config: AlgorithmConfig, layout: Layout) -> Schema:
         """Return the sizes that this algorithm's messages may name."""
         schema = layout.schema()
         extra = self.sizes(config, layout) if self.sizes else {}
-        return Schema({**schema.sizes, **extra}, schema.layout_id)
+        return replace(schema, sizes={**schema.sizes, **extra})

@@ -7,7 +7,8 @@ AISTATS 2017, Algorithm 1::
     client k:         w_k = E epochs of SGD on its n_k samples, from w_t
     server:           w_{t+1} = sum_k n_k w_k / sum_k n_k            (over the cohort)
 
-Floating buffers (batch-norm statistics) are averaged like parameters, integer ones come from the lowest client_id.
+Floating buffers (batch-norm statistics) are averaged like parameters, integer ones come from the lowest client_id. With
+``compress: topk`` clients send the largest numbers of their updates, see `fedmpi.algorithms.sparse_updates`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from fedmpi.algorithms.averaging import (
 from fedmpi.algorithms.base import (
     Algorithm,
     AlgorithmConfig,
+    ClientContext,
     ExchangeClient,
     ExchangeServer,
     GlobalModel,
     ServerContext,
     StateDict,
 )
+from fedmpi.algorithms.sparse_updates import SparseMean, TopKUplink, UpdateUp, UplinkConfig, sends_topk
 from fedmpi.data.shard import Shard
 from fedmpi.wire.message import Message
 from fedmpi.wire.values import Dense
@@ -43,14 +46,16 @@ from fedmpi.wire.values import Dense
 class FedAvgServer(ExchangeServer):
     """Keeps the global model, in memory that is sent as it lies."""
 
-    up_types = ModelUp
-
     def __init__(self, config: AlgorithmConfig, ctx: ServerContext) -> None:
         super().__init__(config, ctx)
         self._vector = Dense.framed(ctx.layout.num_state)
         self.model = GlobalModel(self._vector.tensor(), ctx.initial.ints_I.clone())
         self.model.state_S.copy_(ctx.initial.state_S)
-        self.mean = WeightedMean(ctx.layout)
+        self.mean: WeightedMean | SparseMean
+        if sends_topk(config):
+            self.up_types, self.mean = UpdateUp, SparseMean(ctx.layout)
+        else:
+            self.up_types, self.mean = ModelUp, WeightedMean(ctx.layout)
         self._down: Message
 
     def begin_round(self, round_idx: int, cohort: Sequence[int]) -> None:
@@ -64,7 +69,6 @@ class FedAvgServer(ExchangeServer):
         return self._down
 
     def aggregate(self, round_idx: int, client_id: int, result: Message) -> None:
-        assert isinstance(result, ModelUp)
         self.mean.add(result)
 
     def end_round(self, round_idx: int) -> Mapping[str, float]:
@@ -89,11 +93,31 @@ class FedAvgClient(ExchangeClient):
 
     down_types = (SeedDown, ModelDown)
 
+    def __init__(self, config: AlgorithmConfig, ctx: ClientContext) -> None:
+        super().__init__(config, ctx)
+        self._topk = TopKUplink(config, ctx.model.layout) if sends_topk(config) else None
+
+    def declare_state(self) -> dict[str, Tensor]:
+        return self._topk.state(self.ctx.model.device) if self._topk is not None else {}
+
     def train(self, round_idx: int, client_id: int, down: Message, shard: Shard) -> Message:
         assert isinstance(down, (SeedDown, ModelDown))
         load_downlink(self.ctx, down)
+        if self._topk is None:
+            self.fit(round_idx, client_id, shard)
+            return model_uplink(self.ctx.model, shard.num_samples)
+        start_P = self.ctx.model.params_P.clone()
+        self.fit(round_idx, client_id, shard)
+        return self._topk.message(self.ctx.model, start_P, shard.num_samples, self.client_state)
+
+    def fit(self, round_idx: int, client_id: int, shard: Shard) -> None:
+        """Train the model that is loaded; FedAvg's kin change this."""
         self.train_local(round_idx, client_id, shard)
-        return model_uplink(self.ctx.model, shard.num_samples)
 
 
-ALGORITHM = Algorithm("fedavg", AlgorithmConfig, FedAvgServer, FedAvgClient)
+def message_classes(config: AlgorithmConfig) -> tuple[type[Message], ...]:
+    """Return what FedAvg and its kin send."""
+    return SeedDown, ModelDown, UpdateUp if sends_topk(config) else ModelUp
+
+
+ALGORITHM = Algorithm("fedavg", UplinkConfig, FedAvgServer, FedAvgClient, messages=message_classes)

@@ -18,11 +18,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi.algorithms.base import Algorithm, AlgorithmConfig, ServerContext, StateDict
-from fedmpi.algorithms.fedavg import FedAvgClient, FedAvgServer
+from fedmpi.algorithms.base import Algorithm, ServerContext, StateDict
+from fedmpi.algorithms.fedavg import FedAvgClient, FedAvgServer, message_classes
+from fedmpi.algorithms.sparse_updates import UplinkConfig
 
 
-class FedAvgMConfig(AlgorithmConfig):
+class FedAvgMConfig(UplinkConfig):
     """Settings of FedAvgM."""
 
     server_momentum: float = Field(0.9, ge=0, lt=1, description="beta")
@@ -56,4 +57,4 @@ class FedAvgMServer(FedAvgServer):
         self._velocity_P.copy_(velocity)
 
 
-ALGORITHM = Algorithm("fedavgm", FedAvgMConfig, FedAvgMServer, FedAvgClient)
+ALGORITHM = Algorithm("fedavgm", FedAvgMConfig, FedAvgMServer, FedAvgClient, messages=message_classes)

@@ -13,14 +13,13 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi.algorithms.averaging import ModelDown, SeedDown, load_downlink, model_uplink
-from fedmpi.algorithms.base import Algorithm, AlgorithmConfig, ClientContext
-from fedmpi.algorithms.fedavg import FedAvgClient, FedAvgServer
+from fedmpi.algorithms.base import Algorithm, ClientContext
+from fedmpi.algorithms.fedavg import FedAvgClient, FedAvgServer, message_classes
+from fedmpi.algorithms.sparse_updates import UplinkConfig
 from fedmpi.data.shard import Shard
-from fedmpi.wire.message import Message
 
 
-class FedProxConfig(AlgorithmConfig):
+class FedProxConfig(UplinkConfig):
     """Settings of FedProx."""
 
     mu: float = Field(0.01, ge=0, description="weight of the proximal term; 0 is FedAvg")
@@ -33,16 +32,13 @@ class FedProxClient(FedAvgClient):
         super().__init__(config, ctx)
         self.config = config
 
-    def train(self, round_idx: int, client_id: int, down: Message, shard: Shard) -> Message:
-        assert isinstance(down, (SeedDown, ModelDown))
-        load_downlink(self.ctx, down)
+    def fit(self, round_idx: int, client_id: int, shard: Shard) -> None:
         start_P = self.ctx.model.params_P.clone()
 
         def proximal(w_P: Tensor) -> Tensor:
             return (w_P - start_P).square().sum() * (self.config.mu / 2)
 
         self.train_local(round_idx, client_id, shard, extra_loss=proximal)
-        return model_uplink(self.ctx.model, shard.num_samples)
 
 
-ALGORITHM = Algorithm("fedprox", FedProxConfig, FedAvgServer, FedProxClient)
+ALGORITHM = Algorithm("fedprox", FedProxConfig, FedAvgServer, FedProxClient, messages=message_classes)

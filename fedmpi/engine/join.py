@@ -55,11 +55,13 @@ def join(
     *,
     on_fail: Callable[[Packet], None] | None = None,
     problem: FedmpiError | None = None,
+    warm_up: Callable[[], None] = lambda: None,
 ) -> tuple[Rank, Membership]:
     """Meet the other ranks; return this rank's loop, its clock started, and the placement.
 
     On rank 0 `on_fail` is given the last words of a rank that fails, from now on. A worker that has met a `problem` in
-    its preparations tells rank 0; it may then have no `config`.
+    its preparations tells rank 0; it may then have no `config`. `warm_up` compiles what the run needs: rank 0 does so
+    before it welcomes the others, who then find it in the cache.
 
     Raises
     ------
@@ -85,6 +87,8 @@ def join(
             if fact.problem:
                 raise NoRunError(f"rank {fact.rank} on {fact.host}: {fact.problem}", fact.problem_status)
         places, warnings = place_ranks(facts, config.placement)
+        with rank.timer.phase("compile"):
+            warm_up()
         welcome: dict[str, Any] = {
             "places": [asdict(place) for place in places],
             "warnings": warnings,
@@ -102,6 +106,8 @@ def join(
         # However long the others take to prepare: if rank 0 goes, MPI ends this rank.
         rank.wait_until(lambda: bool(answers), lambda: "rank 0 to welcome it", timeout_s=math.inf)
         welcome = answers[0]
+        with rank.timer.phase("compile"):
+            warm_up()
     rank.start_clock(welcome["start_t"])
     if bell is not None and comm_config.doorbell:
         bells = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
-PHASES = ("train", "encode", "wait", "decode", "aggregate", "evaluate", "log", "other")
+PHASES = ("train", "encode", "wait", "decode", "aggregate", "evaluate", "log", "compile", "other")
 
 
 class PhaseTimer:

@@ -77,7 +77,7 @@ class _TurnChannel:
         rank.timer.switch("decode")
         start = perf_counter()
         try:
-            message, _ = framing.decode(packet.body, expected, self._player.setup.schema)
+            message, _ = framing.decode(packet.body, expected, self._player.schema)
         except ProtocolError as error:
             raise ProtocolError(f"client {turn.client_id}, round {turn.round_idx}: {error}") from error
         turn.downs.append((perf_counter() - start, recv_t))
@@ -93,7 +93,7 @@ class _TurnChannel:
         turn, rank = self._turn, self._player.rank
         left = rank.timer.switch("encode")
         start = perf_counter()
-        frame = framing.encode(message, self._player.setup.schema, rank.comm.pool)
+        frame = framing.encode(message, self._player.schema, rank.comm.pool)
         encode_s = perf_counter() - start
         envelope = Envelope(Topic.UP, True, turn.round_idx, turn.client_id, turn.num_ups, encode_s=encode_s)
         turn.num_ups += 1
@@ -116,6 +116,7 @@ class Player:
     def __init__(self, rank: Rank, setup: Setup, device: torch.device, store: ClientStateStore) -> None:
         self.rank = rank
         self.setup = setup
+        self.schema = setup.schema.of_one_half()  # in a run on one rank, what the server holds is not the clients'
         self._store = store
         module = build_model(
             setup.model_config, setup.dataset.shape, setup.dataset.num_classes, setup.initial.init_seed
@@ -131,6 +132,7 @@ class Player:
             setup.build_initial,
             self._progress,
             dry_run=setup.dry_run,
+            known=self.schema.known,
         )
         self._context = context
         self._client = setup.algorithm.client(setup.algorithm_config, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedmpi.algorithms import registry as algorithms
 from fedmpi.algorithms.base import Algorithm, AlgorithmConfig
@@ -16,6 +16,7 @@ from fedmpi.models.initial import InitialModel, initial_model
 from fedmpi.models.registry import ModelConfig
 from fedmpi.rng import ANY, stream_seed
 from fedmpi.wire.message import Schema
+from fedmpi.wire.warm import warm_up
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Setup:
         if init_seed == self.initial.init_seed:
             return self.initial
         return initial_model(self.model_config, self.dataset.shape, self.dataset.num_classes, init_seed)
+
+    def warm_up(self) -> None:
+        """Compile the codecs that the algorithm's messages need."""
+        if self.algorithm.messages is not None:
+            warm_up(self.algorithm.messages(self.algorithm_config), self.config.wire)
 
     def cohort(self, round_idx: int) -> list[int]:
         """Return the round's clients in ascending order."""
@@ -79,5 +85,5 @@ def prepare(config: RunConfig) -> Setup:
         raise ConfigError(
             "server.initial_model must be auto or full with model.weights, whose numbers no seed stands for, got 'seed'"
         )
-    schema = algorithm.schema(algorithm_config, initial.layout)
+    schema = replace(algorithm.schema(algorithm_config, initial.layout), wire=config.wire)
     return Setup(config, algorithm, algorithm_config, model_config, dataset, partition, participation, initial, schema)

@@ -22,7 +22,7 @@ from fedmpi.wire import frame as framing
 def make_server_half(setup: Setup) -> ServerHalf:
     """Build the algorithm's server half as the configuration has it."""
     send_seed = setup.config.server.initial_model != "full" and not setup.initial.from_file
-    context = ServerContext(setup.config.seed, setup.initial.layout, setup.initial, send_seed)
+    context = ServerContext(setup.config.seed, setup.initial.layout, setup.initial, send_seed, setup.schema.known)
     return setup.algorithm.server(setup.algorithm_config, context)
 
 

@@ -28,6 +28,7 @@ def batch_norm_net(config, shape, num_classes):
 
 TALK = f"{ALGORITHMS / 'talk.py'}:TALK"
 MEMORY = f"{ALGORITHMS / 'memory.py'}:MEMORY"
+KINDS = f"{ALGORITHMS / 'kinds.py'}:KINDS"
 HASTY = f"{ALGORITHMS / 'hasty.py'}:HASTY"
 
 
@@ -115,6 +116,8 @@ def check_agreement(folder: Path) -> None:
     lost_memory, lost_talk = {**memory, **lost}, {**talk, **lost}
     hasty = {"algorithm": {"name": HASTY}, "rounds": 4, "participation": {"clients_per_round": 12}}
     refused = {**hasty, "server": {"nonfinite": "drop"}}
+    kinds = {**buffers, "algorithm": {"name": KINDS}}
+    topk = {**buffers, "algorithm": {"name": "fedavg", "compress": "topk", "density": 0.05}, "rounds": 4}
     own_folders = {**memory, "placement": {"state_dir": str(folder / "state{rank}")}}
     cases: list[tuple[str, str, dict[str, Any], Any]] = [
         ("plain", "plain", {}, None),
@@ -139,6 +142,11 @@ def check_agreement(folder: Path) -> None:
         ("clients lost", "lost", lost_memory, Delaying),
         ("clients lost, with the player", "lost", {**lost_memory, "server": {"host": "player"}}, None),
         ("clients lost in talk, with a peer", "lost talk", {**lost_talk, "server": {"host": "peer"}}, Delaying),
+        ("every kind of value", "kinds", kinds, Delaying),
+        ("every kind of value, with the player", "kinds", {**kinds, "server": {"host": "player"}}, None),
+        ("every kind of value, with a peer", "kinds", {**kinds, "server": {"host": "peer"}}, Delaying),
+        ("largest numbers", "topk", topk, Delaying),
+        ("largest numbers, with a peer", "topk", {**topk, "server": {"host": "peer"}}, None),
         ("refused", "refused", refused, Delaying),
         ("refused, with the player", "refused", {**refused, "server": {"nonfinite": "drop", "host": "player"}}, None),
         ("refused, with a peer", "refused", {**refused, "server": {"nonfinite": "drop", "host": "peer"}}, Delaying),
@@ -154,6 +162,8 @@ def check_agreement(folder: Path) -> None:
         "memory": memory,
         "lost": lost_memory,
         "lost talk": lost_talk,
+        "kinds": kinds,
+        "topk": topk,
         "refused": refused,
     }
     expected = {}

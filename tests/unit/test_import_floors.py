@@ -21,7 +21,7 @@ FLOORS = (
     ("compress", "data", "models", "train"),
     ("algorithms",),
     ("engine",),
-    ("report", "cli", "commands", "dryrun", "lastwords", "launch", "output", "runner", "__main__"),
+    ("report", "cli", "commands", "dryrun", "lastwords", "launch", "output", "runner", "weigh", "__main__"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 
@@ -110,6 +110,13 @@ def test_no_pickle_but_to_read_cifar_files() -> None:
     assert importers("pickle") | importers("dill") | importers("cloudpickle") == {"fedmpi.data.cifar"}
 
 
+class _WithoutFunctions(ast.NodeTransformer):
+    """Leaves out the bodies of functions, whose imports run when they are called."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        return None
+
+
 def closure(start: str) -> set[str]:
     """Return the modules of the package that importing one executes."""
     seen, todo = set(), [start]
@@ -119,7 +126,8 @@ def closure(start: str) -> set[str]:
             continue
         seen.add(module)
         parents = [module.rsplit(".", depth)[0] for depth in range(1, module.count(".") + 1)]
-        todo += [name for name in [*parents, *IMPORTS[module]] if name in FILES]
+        outside_functions = _WithoutFunctions().visit(ast.parse(FILES[module].read_text()))
+        todo += [name for name in [*parents, *imports_of(module, outside_functions)] if name in FILES]
     return seen
 
 

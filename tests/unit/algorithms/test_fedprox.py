@@ -128,7 +128,10 @@ def test_the_servers_side_is_fedavgs() -> None:
     [
         ({"mu": -0.1}, r"algorithm\.mu must be at least 0, got -0\.1"),
         ({"mu": "much"}, r"algorithm\.mu must be a number, got 'much'"),
-        ({"nu": 1}, r"algorithm\.nu: unknown key \(value 1\); the keys of algorithm are mu"),
+        (
+            {"nu": 1},
+            r"algorithm\.nu: unknown key \(value 1\); the keys of algorithm are compress, density, scope, error_feedback, mu",
+        ),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], words: str) -> None:
