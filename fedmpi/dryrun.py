@@ -33,7 +33,7 @@ from fedmpi.ledger.writer import LedgerWriter
 from fedmpi.output import check_output, check_state_dir
 from fedmpi.report import banner
 from fedmpi.report.console import megabytes, table
-from fedmpi.wire.codecs.base import all_codecs
+from fedmpi.wire.codecs.base import has_exact_size
 
 NUM_ROUNDS = 2
 
@@ -66,8 +66,9 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
         print(f"  warning: about {needed / 1e6:.0f} MB in all, this machine has {here / 1e6:.0f}")
     print(message_table(messages, config.rounds))
     down, up = whole_run(setup, messages)
+    about = "about" if all(map(has_exact_size, set(messages["codec"].tolist()))) else "at most about"
     print(
-        f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds would send about "
+        f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds would send {about} "
         f"down_bytes={down} up_bytes={up}"
     )
     return 0
@@ -127,17 +128,15 @@ def memory_table(memory: Sequence[RankMemory]) -> str:
 
 def message_table(messages: dict[str, np.ndarray[Any, Any]], num_rounds: int) -> str:
     """Return the messages of the first round and of a later one by kind; sizes in bytes."""
-    exact = {codec.name: codec.exact_size for codec in all_codecs()}
     rows = []
+    nbytes = most_nbytes(messages)
     for round_idx in range(min(NUM_ROUNDS, num_rounds)):
         for direction in ("down", "up"):
             of_direction = (messages["round_idx"] == round_idx) & (messages["direction"] == direction)
             for kind in dict.fromkeys(messages["kind"][of_direction].tolist()):
                 chosen = of_direction & (messages["kind"] == kind)
-                wire = int(messages["wire_nbytes"][chosen].sum())
-                is_exact = all(exact.get(codec, True) for codec in set(messages["codec"][chosen].tolist()))
-                if not is_exact:  # every codec that depends on the values may fall back to sending them as they are
-                    wire = int((messages["header_nbytes"] + messages["dense_nbytes"])[chosen].sum())
+                wire = int(nbytes[chosen].sum())
+                is_exact = all(has_exact_size(codec) for codec in set(messages["codec"][chosen].tolist()))
                 count = int(np.count_nonzero(chosen))
                 name = "1" if round_idx == 0 else "later"
                 rows.append(
@@ -149,6 +148,18 @@ def message_table(messages: dict[str, np.ndarray[Any, Any]], num_rounds: int) ->
     return title + table(header, rows, left=3)
 
 
+def most_nbytes(messages: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """Return what messages weigh: exactly, or at most where their size depends on what is learnt.
+
+    Then every codec may fall back to the numbers as they are, and to one bit for each position where some are left out.
+    """
+    positions = np.where(messages["num_kept"] < messages["num_params"], messages["num_params"] // 8 + 16, 0)
+    dense = np.minimum(messages["dense_nbytes"], 4 * messages["num_kept"] + positions)
+    exact = {codec: has_exact_size(codec) for codec in set(messages["codec"].tolist())}
+    is_exact = np.array([exact[codec] for codec in messages["codec"].tolist()], np.bool_)
+    return np.where(is_exact, messages["wire_nbytes"], messages["header_nbytes"] + dense)
+
+
 def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[int, int]:
     """Return the bytes down and up of all rounds, from the sizes of the messages that were made.
 
@@ -157,6 +168,7 @@ def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[
     """
     num_rounds = setup.config.rounds
     participation = setup.config.participation
+    nbytes = most_nbytes(messages)
     always_the_same = participation.availability == 1 and not participation.dropout
     taking_part, replying = [], []
     for round_idx in range(0 if always_the_same else num_rounds):
@@ -169,7 +181,7 @@ def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[
     for direction, counts in (("down", taking_part), ("up", replying)):
         of_direction = messages["direction"] == direction
         made = [
-            int(messages["wire_nbytes"][of_direction & (messages["round_idx"] == round_idx)].sum())
+            int(nbytes[of_direction & (messages["round_idx"] == round_idx)].sum())
             for round_idx in range(min(NUM_ROUNDS, num_rounds))
         ]
         last = max((i for i in range(len(made)) if counts[i]), default=0)

@@ -11,8 +11,7 @@ from fedmpi.algorithms.registry import describe_algorithms
 from fedmpi.config import PartitionConfig
 from fedmpi.data.datasets import describe_datasets
 from fedmpi.models.registry import describe_models
-from fedmpi.wire import frame as _frame  # noqa: F401 - registers the codecs
-from fedmpi.wire.codecs.base import all_codecs
+from fedmpi.wire.codecs.base import CODECS
 
 
 def _algorithms() -> list[tuple[str, str]]:
@@ -33,9 +32,7 @@ def _models() -> list[tuple[str, str]]:
 
 
 def _codecs() -> list[tuple[str, str]]:
-    return [("numbers", "Whole numbers as variable-length integers, floats in 8 bytes."), *(
-        (codec.name, first_line(type(codec))) for codec in all_codecs()
-    )]  # fmt: skip
+    return [(codec.name, codec.summary) for codec in CODECS]
 
 
 GROUPS: dict[str, tuple[str, Callable[[], list[tuple[str, str]]]]] = {

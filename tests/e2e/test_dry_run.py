@@ -65,6 +65,30 @@ def test_promised_bytes_are_those_of_the_run(
     assert promised(said) == sent(tmp_path / "out" / "ledger.h5")
 
 
+def test_of_a_kind_whose_size_depends_on_what_is_learnt_the_bound_holds(
+    tmp_path: Path, here: Callable[..., tuple[int, str, str]]
+) -> None:
+    settings = ["algorithm.compress=topk", "algorithm.density=0.05"]
+    command = ["run", str(write_config(tmp_path)), *settings, "-o", str(tmp_path / "out")]
+    said = here(*command, "--dry-run")[1]
+    bounds = re.findall(r"^  (1|later)\s+up\s+update\s+\d+\s+<= (\d+)", said, re.MULTILINE)
+    totals = re.search(r"would send at most about down_bytes=(\d+) up_bytes=(\d+)", said)
+    assert here(*command)[0] == 0
+    weighed = sent(tmp_path / "out" / "ledger.h5")
+    assert [name for name, _ in bounds] == ["1", "later"]
+    for name, bound in bounds:
+        wire = weighed[name, "up", "update"][1]
+        assert wire <= int(bound) <= 2 * wire
+    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
+        summary = ledger.summary()
+    assert totals is not None and summary["up_nbytes"] <= int(totals[2]) and summary["down_nbytes"] == int(totals[1])
+    # With codecs of known sizes the promise is exact again.
+    fixed = [*command, "wire.sparse=uint32", "wire.values=raw", "--overwrite"]
+    said = here(*fixed, "--dry-run")[1]
+    assert here(*fixed)[0] == 0
+    assert promised(said) == sent(tmp_path / "out" / "ledger.h5")
+
+
 def test_of_the_quickstart_on_three_ranks_nothing_is_started(tmp_path: Path) -> None:
     out = ["-o", str(tmp_path / "out")]
     dry = fedmpi("launch", "-n", "3", str(QUICKSTART), "rounds=2", *out, "--dry-run")
