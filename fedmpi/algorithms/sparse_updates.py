@@ -21,7 +21,8 @@ from torch import Tensor
 from fedmpi.algorithms.averaging import dense_ints
 from fedmpi.algorithms.base import AlgorithmConfig, GlobalModel
 from fedmpi.compress.feedback import ErrorMemory
-from fedmpi.compress.topk import counts_by_segment, num_kept, topk_indices
+from fedmpi.compress.sparsify import Sparsified, sparsify
+from fedmpi.compress.topk import counts_by_segment, num_kept
 from fedmpi.errors import NonFiniteError, ProtocolError
 from fedmpi.flat import FlatModel, Layout
 from fedmpi.wire.message import Message, dense, message, sparse
@@ -102,25 +103,25 @@ class TopKUplink:
     def message(self, model: FlatModel, start_P: Tensor, num_samples: int, client_state: dict[str, Tensor]) -> UpdateUp:
         """Return the uplink of a model that was trained from `start_P`, and keep in `client_state` what it leaves out.
 
-        An update with NaN or infinity has no largest numbers: some of these are sent, for the server to find.
+        An update with NaN or infinity has no largest numbers: these are sent, for the server to find.
         """
         wanted_P = model.params_P - start_P
         memory = ErrorMemory(client_state[MEMORY]) if self._has_memory else None
         if memory is not None:
             wanted_P = memory.add(wanted_P)
         try:
-            indices_K = topk_indices(wanted_P, self._k, self._offsets)
+            part = sparsify(wanted_P, self._k, self._offsets)
         except NonFiniteError:
-            indices_K = wanted_P.isnan().nonzero().squeeze(1)[: self._num_params // 8 + 1]
-        sent_K = wanted_P[indices_K]
+            indices_K = wanted_P.isfinite().logical_not_().nonzero().squeeze(1)
+            part = Sparsified(indices_K, wanted_P[indices_K])
         if memory is not None:
-            memory.keep(wanted_P, indices_K, sent_K)
+            memory.keep(wanted_P, part.indices_K, part.sent_K)
         buffers_B = model.state_S[self._num_params :]
         return UpdateUp(
             num_samples=num_samples,
             int_buffers=dense_ints(model.ints_I),
             buffers=Dense.of(buffers_B) if buffers_B.numel() else None,
-            update=Sparse.of(self._num_params, indices_K, sent_K),
+            update=part.value(self._num_params),
         )
 
 

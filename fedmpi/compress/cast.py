@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,64 +64,6 @@ def cast(numbers: Tensor, dtype: torch.dtype, *, on_overflow: Literal["raise", "
         f"{too_large} of {numbers.numel()} numbers are too large for {_name(dtype)}: the largest is "
         f"{float(numbers.abs().max()):.6g}, the limit {largest:.6g}. Send them as bfloat16 or float32, or clamp them"
     )
-
-
-def to_wire_values(numbers: Tensor) -> np.ndarray:
-    """Return a tensor's numbers as a numpy array on the host, shape and bits unchanged.
-
-    numpy has no bfloat16: these are returned as their bit patterns, uint16.
-
-    Parameters
-    ----------
-    numbers : Tensor of one of `CAST_DTYPES`
-
-    Returns
-    -------
-    numpy.ndarray of float32, float16 or uint16, C-contiguous
-        On the CPU it shares the tensor's memory where that is contiguous.
-
-    Raises
-    ------
-    ValueError
-        For other dtypes.
-    """
-    if numbers.dtype not in CAST_DTYPES:
-        raise ValueError(f"expected float32, float16 or bfloat16, got {numbers.dtype}")
-    host = numbers.detach().contiguous().cpu()
-    array: np.ndarray
-    if host.dtype == torch.bfloat16:
-        array = host.view(torch.int16).numpy().view(np.uint16)
-    else:
-        array = host.numpy()
-    return array
-
-
-def from_wire_values(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Return the tensor that `to_wire_values` made an array of: uint16 is bfloat16; ``.float()`` of it is exact.
-
-    Parameters
-    ----------
-    array : numpy.ndarray of float32, float16 or uint16
-    device : torch.device or str
-
-    Returns
-    -------
-    Tensor of float32, float16 or bfloat16
-        On the CPU it shares the array's memory, unless that is read-only.
-
-    Raises
-    ------
-    ValueError
-        For other dtypes.
-    """
-    if array.dtype not in (np.float32, np.float16, np.uint16):
-        raise ValueError(f"expected float32, float16 or uint16 (bfloat16's bits), got {array.dtype}")
-    own = np.ascontiguousarray(array).reshape(array.shape)
-    if not own.flags.writeable:
-        own = own.copy()  # torch has no read-only tensors
-    if own.dtype == np.uint16:
-        return torch.from_numpy(own.view(np.int16)).view(torch.bfloat16).to(device)
-    return torch.from_numpy(own).to(device)
 
 
 def _name(dtype: torch.dtype) -> str:

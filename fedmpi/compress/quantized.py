@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fedmpi.wire.values import Quantized
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -70,6 +73,11 @@ class QuantizedTensor:
         points = None if self.zero_points is None else self.zero_points.to(device)
         symbols, scales = self.symbols.to(device), self.scales.to(device)
         return QuantizedTensor(symbols, self.bits, self.signed, self.axis, scales, points)
+
+    def value(self) -> Quantized:
+        """Return what a message carries, in memory that numpy sees; a copy only where it is on a device."""
+        points = None if self.zero_points is None else self.zero_points.cpu().numpy().astype(np.int32)
+        return Quantized(self.symbols.cpu().numpy(), self.bits, self.scales.cpu().numpy(), points, self.axis)
 
 
 def count_scales(tensor: Tensor, axis: int | None) -> int:

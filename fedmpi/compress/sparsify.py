@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedmpi.compress.cast import cast, to_wire_values
+from fedmpi.compress.cast import cast
 from fedmpi.compress.topk import topk_indices
+from fedmpi.wire.known import KnownMask
+from fedmpi.wire.values import Sparse
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +30,9 @@ class Sparsified:
     indices_K: Tensor
     sent_K: Tensor
 
-    def to_host(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices, int64, and the numbers, float32, float16 or bfloat16's bits as uint16; K of each."""
-        return self.indices_K.cpu().numpy(), to_wire_values(self.sent_K)
+    def value(self, size: int, base: KnownMask | None = None) -> Sparse:
+        """Return what a message carries of a vector of `size` numbers; K indices and numbers leave the device."""
+        return Sparse.of(size, self.indices_K, self.sent_K, base)
 
 
 def sparsify(

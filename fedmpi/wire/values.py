@@ -181,14 +181,18 @@ class Quantized(Value):
         return all_finite(self.scales, "float32")
 
     def dequantize(self) -> Tensor:
-        """Return the numbers that the symbols stand for, float32, of the symbols' shape."""
+        """Return the numbers that the symbols stand for, float32, of the symbols' shape.
+
+        A product beyond float32 (the last level of a range as wide as float32 itself) becomes its largest number.
+        """
         shape = [1] * self.symbols.ndim
         if self.axis is not None:
             shape[self.axis] = self.scales.size
         numbers = torch.from_numpy(self.symbols).to(torch.float32)
         if self.zero_points is not None:
             numbers -= torch.from_numpy(self.zero_points).to(torch.float32).view(shape)
-        return numbers.mul_(torch.from_numpy(self.scales).view(shape))
+        largest = torch.finfo(torch.float32).max
+        return numbers.mul_(torch.from_numpy(self.scales).view(shape)).clamp_(-largest, largest)
 
 
 Numbers = np.ndarray | Quantized

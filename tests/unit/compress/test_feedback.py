@@ -147,10 +147,13 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_a_part_of_a_vector_goes_to_the_host_as_its_message_needs_it() -> None:
     vector = torch.tensor([0.5, -3.0, 0.0, 2.0, 1.0, -1.0])
-    indices, values = sparsify(vector, [1, 2], [0, 2, 6], dtype=torch.bfloat16).to_host()
+    value = sparsify(vector, [1, 2], [0, 2, 6], dtype=torch.bfloat16).value(6)
+    assert (value.size, value.dtype) == (6, "bfloat16")
+    indices, values = value.indices, value.values
     assert (indices.dtype, indices.tolist()) == (np.int64, [1, 3, 4])
     assert (values.dtype, values.tolist()) == (np.uint16, [0xC040, 0x4000, 0x3F80])
-    indices, values = sparsify(vector, 2).to_host()
+    value = sparsify(vector, 2).value(6)
+    indices, values = value.indices, value.values
     assert (values.dtype, values.tolist(), indices.tolist()) == (np.float32, [-3.0, 2.0], [1, 3])
     assert topk_indices(vector, 2).tolist() == indices.tolist()
 

@@ -16,6 +16,10 @@ from fedmpi.compress.quantize import Levels, levels_for, quantize
 from fedmpi.compress.quantized import QuantizedTensor
 from fedmpi.errors import NonFiniteError
 from fedmpi.rng import stream
+from fedmpi.wire.buffers import BufferPool
+from fedmpi.wire.frame import decode, encode
+from fedmpi.wire.message import Message, Schema, message, quantized
+from fedmpi.wire.values import Quantized as QuantizedValue
 
 LEVELS: tuple[Levels, ...] = get_args(Levels)
 LARGEST = torch.finfo(torch.float32).max
@@ -297,3 +301,20 @@ def test_it_moves_to_a_device_whole() -> None:
     moved = q.to("cpu")
     assert torch.equal(moved.dequantize(), q.dequantize())
     assert not q.dequantize().requires_grad
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("axis", [None, 0, 1])
+def test_what_a_message_carries_stands_for_the_same_numbers(levels: Levels, axis: int | None) -> None:
+    @message("quantize-test", "up")
+    class Up(Message):
+        outputs: QuantizedValue = quantized((5, 3, 4))
+
+    schema = Schema({}, 0)
+    outputs = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    for bits in range(1, 9):
+        q = quantize(outputs.abs() if levels == "unsigned" else outputs, bits, levels, axis=axis)
+        back, _ = decode(encode(Up(outputs=q.value()), schema, BufferPool()).buffer, (Up,), schema)
+        assert isinstance(back, Up)
+        assert torch.equal(back.outputs.dequantize(), q.dequantize())
+        assert (back.outputs.bits, back.outputs.signed) == (bits, q.signed)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi.wire.values import HEADROOM, Dense, to_host
+from fedmpi.wire.values import HEADROOM, Dense, all_finite, as_array, as_tensor, to_host
 
 
 def test_of_shares_the_memory_of_a_contiguous_tensor() -> None:
@@ -90,3 +90,28 @@ def test_what_comes_from_a_device_lies_in_kept_host_memory(dtype: torch.dtype) -
     del first
     assert to_host(vector).ctypes.data == address
     del held
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float32, "float32"), (torch.float16, "float16"), (torch.bfloat16, "uint16")]
+)
+def test_tensors_and_arrays_share_bits(dtype: torch.dtype, name: str) -> None:
+    numbers = torch.randn(4, 6).to(dtype).t()  # not contiguous
+    array = as_array(numbers)
+    assert (array.dtype, array.shape) == (np.dtype(name), (24,))
+    back = as_tensor(array, str(dtype).removeprefix("torch."))
+    assert back.dtype == dtype and torch.equal(back, numbers.reshape(-1))
+
+
+def test_the_bits_of_bfloat16_are_the_upper_half_of_float32() -> None:
+    assert as_array(torch.tensor([1.0, -2.0, 0.0], dtype=torch.bfloat16)).tolist() == [0x3F80, 0xC000, 0]
+    assert as_tensor(np.array([0x3F80, 0xC000], np.uint16), "bfloat16").tolist() == [1.0, -2.0]
+
+
+@pytest.mark.parametrize("bits", [0x7F80, 0xFF80, 0x7FC1, 0xFFFF])
+def test_bfloat16_that_is_not_finite(bits: int) -> None:
+    array = np.array([0x3F80, 0x7F7F, 0xFF7F, 0x0001], np.uint16)
+    assert all_finite(array, "bfloat16")
+    array[2] = bits
+    assert not all_finite(array, "bfloat16")
+    assert not Dense(array, dtype="bfloat16").is_finite()
