@@ -61,6 +61,8 @@ class KnownMask(Reference):
         super().__post_init__()
         if self.array.dtype != np.bool_:
             raise ValueError(f"a mask must be bool, got {self.array.dtype}")
+        if bool((self.array.view(np.uint8) > 1).any()):  # another dtype's bytes, seen as bool: coders count on 0 and 1
+            raise ValueError("a mask's bytes must be 0 or 1")
 
     @cached_property
     def checksum(self) -> int:

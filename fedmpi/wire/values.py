@@ -230,8 +230,8 @@ class Mask(Value):
 
     @classmethod
     def of(cls, bits: Tensor, *, prior: KnownProbabilities | None = None, base: KnownMask | None = None) -> Mask:
-        """Wrap a vector of bool or uint8 tensors."""
-        return cls(as_array(bits).view(np.bool_), prior, base)
+        """Wrap a vector of bool; numbers are True where they are not 0."""
+        return cls(as_array(bits.bool()), prior, base)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,15 +12,17 @@ from numba import njit
 from fedmpi.errors import WireError
 from fedmpi.wire.codecs import change, layers, rans
 from fedmpi.wire.codecs import positions as sets
-from fedmpi.wire.codecs.base import ABSENT, BITS, CHANGE, GAPS, LAYERS, NAMES, PRIOR, RANKS, ZSTD, FieldSpec
+from fedmpi.wire.codecs.base import BITS, CHANGE, GAPS, LAYERS, NAMES, PRIOR, RANKS, ZSTD, FieldSpec
 from fedmpi.wire.codecs.reference import put_reference, take_reference
 from fedmpi.wire.codecs.sets.base import Positions
 from fedmpi.wire.known import P12_ONE, Known, KnownMask, KnownProbabilities
 
+_ALONE = -1
+"""Stands for the smallest codec of a set by itself where codecs are compared."""
+
 _SET_HEADER = 2
 _REFERENCE = 5
 """Bytes to expect at least of a set's header and of a reference."""
-
 
 _LEAST_PIECE = 256
 """Bytes of a piece of a sample below which zstd is run at once."""
@@ -152,15 +154,15 @@ def _smallest(choice: Choice, more: dict[int, Callable[[], np.ndarray]]) -> tupl
         return _alone(positions)
     # Floats may decide here: the codec travels, and the coders' tables are integers.
     alone = set_nbytes(positions.numel, positions.count)
-    waiting = {number: _estimate(choice, number) for number in more} | {ABSENT: alone}
+    waiting = {number: _estimate(choice, number) for number in more} | {_ALONE: alone}
     best: tuple[int, np.ndarray] | None = None
     for number in sorted(waiting, key=waiting.__getitem__):
         if best is None or waiting[number] < best[1].size:
             del waiting[number]
-            best = _smaller(best, (number, more[number]()) if number else _alone(positions))
+            best = _smaller(best, _alone(positions) if number == _ALONE else (number, more[number]()))
     assert best is not None
     # No estimate knows how positions cluster. Where a set by itself gains by that, so may each tensor's set.
-    if ABSENT in waiting and _may_cluster(positions, best[1].size):
+    if _ALONE in waiting and _may_cluster(positions, best[1].size):
         best = _smaller(best, _alone(positions))
     if LAYERS in waiting and BITS <= best[0] <= GAPS and best[1].size < alone:
         best = _smaller(best, (LAYERS, more[LAYERS]()))
