@@ -34,6 +34,7 @@ from fedmpi.algorithms.base import (
     ExchangeClient,
     ExchangeServer,
     GlobalModel,
+    MessageTypes,
     ServerContext,
     StateDict,
 )
@@ -46,16 +47,16 @@ from fedmpi.wire.values import Dense
 class FedAvgServer(ExchangeServer):
     """Keeps the global model, in memory that is sent as it lies."""
 
+    up_types: MessageTypes = ModelUp
+
     def __init__(self, config: AlgorithmConfig, ctx: ServerContext) -> None:
         super().__init__(config, ctx)
         self._vector = Dense.framed(ctx.layout.num_state)
         self.model = GlobalModel(self._vector.tensor(), ctx.initial.ints_I.clone())
         self.model.state_S.copy_(ctx.initial.state_S)
-        self.mean: WeightedMean | SparseMean
+        self.mean: WeightedMean | SparseMean = WeightedMean(ctx.layout)
         if sends_topk(config):
             self.up_types, self.mean = UpdateUp, SparseMean(ctx.layout)
-        else:
-            self.up_types, self.mean = ModelUp, WeightedMean(ctx.layout)
         self._down: Message
 
     def begin_round(self, round_idx: int, cohort: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from support import write_config
 
 import fedmpi
 
@@ -192,3 +193,14 @@ def test_fedavg_runs_without_numba(tmp_path: Path) -> None:
         print("numba" in sys.modules)
     """
     assert run("-c", code, path=tmp_path).stdout.split() == ["False"]
+
+
+def test_a_whole_run_of_fedavg_needs_no_numba(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise SystemExit('numba was imported')\n")
+    config = write_config(tmp_path, rounds=1)
+    said = run("-m", "fedmpi", "run", str(config), "-o", str(tmp_path / "out"), path=tmp_path).stdout
+    assert "fedmpi: done rounds=1" in said
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        topk = ["algorithm.compress=topk", "-o", str(tmp_path / "topk")]
+        run("-m", "fedmpi", "run", str(config), *topk, path=tmp_path)
+    assert "numba was imported" in error.value.stderr
