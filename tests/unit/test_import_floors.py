@@ -200,7 +200,7 @@ def test_a_whole_run_of_fedavg_needs_no_numba(tmp_path: Path) -> None:
     config = write_config(tmp_path, rounds=1)
     said = run("-m", "fedmpi", "run", str(config), "-o", str(tmp_path / "out"), path=tmp_path).stdout
     assert "fedmpi: done rounds=1" in said
+    topk = ["algorithm.compress=topk", "-o", str(tmp_path / "topk")]
     with pytest.raises(subprocess.CalledProcessError) as error:
-        topk = ["algorithm.compress=topk", "-o", str(tmp_path / "topk")]
         run("-m", "fedmpi", "run", str(config), *topk, path=tmp_path)
     assert "numba was imported" in error.value.stderr

@@ -130,7 +130,8 @@ def test_the_servers_side_is_fedavgs() -> None:
         ({"mu": "much"}, r"algorithm\.mu must be a number, got 'much'"),
         (
             {"nu": 1},
-            r"algorithm\.nu: unknown key \(value 1\); the keys of algorithm are compress, density, scope, error_feedback, mu",
+            r"algorithm\.nu: unknown key \(value 1\); "
+            r"the keys of algorithm are compress, density, scope, error_feedback, mu",
         ),
     ],
 )

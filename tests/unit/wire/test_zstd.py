@@ -60,7 +60,7 @@ def test_what_comes_before_or_after_a_frame_is_refused() -> None:
         with pytest.raises(WireError):
             decompress(whole[:end], data.size, "field", 0)
     for rest in (whole[:1], whole):
-        with pytest.raises(WireError, match="unused data"):
+        with pytest.raises(WireError, match=r"unused data|at most 328 bytes"):
             decompress(np.concatenate([whole, rest]), data.size, "field", 0)
     with pytest.raises(WireError):
         decompress(frame(data.tobytes(), write_content_size=False, write_checksum=True)[:-1], data.size, "field", 0)
