@@ -153,7 +153,7 @@ class Quantized(Value):
     scales : numpy.ndarray, shape (s,), float32
         Finite. One for all, or one for each index of `axis`.
     zero_points : numpy.ndarray, shape (s,), int32, optional
-        Symbols that stand for 0; 0 if not given. In the range of the symbols.
+        Symbols that stand for 0, in the range of the symbols; 0 if not given. Signed symbols of 1 bit have none.
     axis : int, optional
         0 (a scale a sample) or 1 (a scale a channel); None for one scale.
     """

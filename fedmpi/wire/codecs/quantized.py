@@ -72,6 +72,8 @@ class QuantizedFormat:
             expected = f"an axis below {min(len(_AXES) - 1, len(spec.shape))}, or none"
             raise WireError(f"{where} param byte", offset=offset, expected=expected, got=param)
         bits, signed, axis = (param & 7) + 1, bool(param & _SIGNED), _AXES[axis_code]
+        if signed and bits == 1 and param & _ZERO_POINTS:
+            raise WireError(f"{where} param byte", offset=offset, expected="no zero points of signs", got=param)
         shape, position = _take_shape(payload, spec, offset)
         num_scales = 1 if axis is None else shape[axis]
         num_zero_points = num_scales if param & _ZERO_POINTS else 0
@@ -159,6 +161,8 @@ def _checked_zero_points(value: Quantized, where: str) -> np.ndarray:
     zero_points = value.zero_points
     if zero_points is None:
         return np.empty(0, np.uint8)
+    if value.signed and value.bits == 1:
+        raise ValueError(f"{where}: signed symbols of 1 bit are -1 and 1 and have no zero points")
     if zero_points.dtype != np.int32 or zero_points.shape != value.scales.shape:
         expected, got = f"int32 of shape {value.scales.shape}", f"{zero_points.dtype} {zero_points.shape}"
         raise ValueError(f"{where}: expected zero points {expected}, got {got}")

@@ -85,7 +85,9 @@ def values(draw: st.DrawFn) -> Quantized:
         signs(symbols) if signed and bits == 1 else symbols,
         bits,
         rng.standard_normal(num_scales).astype(np.float32),
-        rng.integers(lowest, top, num_scales).astype(np.int32) if draw(st.booleans()) else None,
+        rng.integers(lowest, top, num_scales).astype(np.int32)
+        if draw(st.booleans()) and (bits > 1 or not signed)
+        else None,
         axis,
     )
 
