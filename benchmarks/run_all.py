@@ -56,6 +56,7 @@ def main() -> None:
     python = sys.executable
     show("messages", [find_mpiexec(), "-n", "2", python, str(HERE / "comm.py")])
     show("ledger", [python, str(HERE / "ledger.py")])
+    show("sizes", [python, str(HERE / "wire.py")])
     start_to_first_round()
     show("rounds", [python, str(HERE / "rounds.py"), "--repeats", "7"])
     accuracy()

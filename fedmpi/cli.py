@@ -128,6 +128,30 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--table", metavar="NAME", help="print this table alone to standard output")
     export.add_argument("--overwrite", action="store_true", help="replace files that are there")
 
+    wire = add(
+        "wire", _late("wire"), "say what an array of one's own weighs as a message",
+        "Send a .npy file's array as a real message, there and back: the codec picked, bytes on the wire, the Shannon "
+        "bound, CPU time. It is checked that it comes back bit for bit (else status 5).",
+    )  # fmt: skip
+    wire.add_argument("array", type=Path, metavar="ARRAY.npy")
+    wire.add_argument(
+        "--kind", metavar="KIND", help="mask, sparse, quantized or dense (default: bool is a mask, whole numbers are "
+        "quantized, floats with zeros sparse, other floats dense)",
+    )  # fmt: skip
+    held = wire.add_mutually_exclusive_group()
+    held.add_argument("--prior", type=Path, metavar="P.npy", help="probabilities of a mask's bits, held by both ends")
+    held.add_argument(
+        "--base", type=Path, metavar="OLD.npy", help="what both ends hold: a mask, or for dense arrays numbers"
+    )
+    wire.add_argument(
+        "--bits", type=int, metavar="B", help="1 to 8, of quantized numbers; floats are rounded to so many first"
+    )
+    wire.add_argument(
+        "--codec", default="auto", metavar="NAME", help="one that the kind has in `fedmpi config wire`; for sparse "
+        "arrays of the positions, or both: uint32+raw (default: the smallest)",
+    )  # fmt: skip
+    wire.add_argument("--json", action="store_true", help="print JSON")
+
     listing = add(
         "list", _late("list_choices"), "list algorithms, data sets, partitions, models, codecs",
         "List what a configuration can name, one line each.",

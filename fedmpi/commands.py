@@ -79,6 +79,16 @@ def fetch(args: argparse.Namespace) -> int:
     return 0
 
 
+def wire(args: argparse.Namespace) -> int:
+    """Say what an array weighs as a message."""
+    from fedmpi.weigh.arrays import Options
+    from fedmpi.weigh.report import weigh, weigh_text
+
+    figures = weigh(args.array, args.kind, args.codec, Options(args.prior, args.base, args.bits))
+    print(json.dumps(figures, indent=2) if args.json else weigh_text(figures))
+    return 0
+
+
 def config(args: argparse.Namespace) -> int:
     """List the settings."""
     from fedmpi.report.settings import settings_markdown, settings_text

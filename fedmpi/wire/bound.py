@@ -176,7 +176,7 @@ def _quantized_nbits(value: Quantized) -> float:
         return nbits
     lowest = -(2 ** (value.bits - 1)) if value.signed else 0
     # Modulo 256 this is symbol - lowest, for int8 as for uint8.
-    symbols = value.symbols.view(np.uint8) - np.uint8(lowest % 256)
+    symbols: np.ndarray = value.symbols.view(np.uint8) - np.uint8(lowest % 256)
     if value.signed and value.bits == 1:
         symbols = symbols >> 1  # signs are -1 and 1
     height, width = (1, 1, *symbols.shape)[-2:]

@@ -1,8 +1,8 @@
-"""Frequency tables for rANS, from integers alone: those that follow from a set's size, and those sent with the symbols.
+"""Frequency tables of rANS that are sent with the symbols, from integers alone.
 
-A table of a set's size needs no bytes: both ends compute it from (k, n). A table of counts is sent, so its frequencies
-are first rounded to a grid of 1 to 16 steps an octave, few steps for few symbols. Only one frequency, usually the
-largest, is not on the grid: it is what the others leave of 2^scale_bits, and is not sent.
+A table of counts is sent, so its frequencies are first rounded to a grid of 1 to 16 steps an octave, few steps for few
+symbols. Only one frequency, usually the largest, is not on the grid: it is what the others leave of 2^scale_bits, and
+is not sent.
 
 The bytes of `put_tables` are a bit stream (see `bitpack`). For each table: a bit that is 0 if all of it is 0, else
 runs of absent and present symbols in turn, the first of absent symbols and its length plus 1, as Elias gamma codes,
@@ -13,8 +13,6 @@ for each other present symbol the difference of its grid index to that before it
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numba import njit
 
@@ -22,73 +20,11 @@ from fedmpi.errors import WireError
 from fedmpi.wire.codecs.bitpack import new_stream, put_bits, stream_bytes, stream_of, take_bits
 from fedmpi.wire.codecs.rans import MAX_SCALE_BITS
 
-SET_SCALE_BITS = 14
-"""Scale of the tables that follow from a set's size."""
-
-GAP_SYMBOLS = 48
-"""Gaps of 0 to 46 units, and the symbol that says 47 units and more to come."""
-
 _MAX_GRID_BITS = 4
 _MAX_RICE = 7
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
 _THREE = np.uint64(3)
-_BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)])
-
-
-def _from_weights(weights: list[int], total: int) -> np.ndarray:
-    """Round weights that add up to `total` to frequencies of 2^SET_SCALE_BITS, none below 1."""
-    scale = 1 << SET_SCALE_BITS
-    freqs = np.array([max(1, (weight * scale + total // 2) // total) for weight in weights], np.int64)
-    likeliest = int(freqs.argmax())
-    freqs[likeliest] += scale - freqs.sum()
-    assert freqs[likeliest] > 0
-    table = freqs.astype(np.uint32)
-    table.flags.writeable = False  # it is kept for the next caller
-    return table
-
-
-@lru_cache(maxsize=64)
-def _byte_table(probability: int) -> np.ndarray:
-    rest = 65536 - probability
-    by_count = [probability**j * rest ** (8 - j) for j in range(9)]
-    return _from_weights([by_count[ones] for ones in _BITS_OF_BYTE], 65536**8)
-
-
-def byte_table(num_kept: int, numel: int) -> np.ndarray:
-    """Return the frequencies of the 256 bytes whose 8 bits are each 1 with probability k / n, uint32, read-only.
-
-    The probability is rounded to 2^-16. No frequency is below 1 of 2^14, which costs 0.3 % at k / n = 0.1 and 3 % at
-    0.01, and makes a byte of eight positions 14 bits where the probability asks for up to 53: a clustered set takes
-    fewer bytes than log2 C(n, k).
-    """
-    return _byte_table(min(max((num_kept * 65536 + numel // 2) // numel, 1), 65535))
-
-
-def gap_shift(num_kept: int, numel: int) -> int:
-    """Return how many low bits of a gap are sent as they are: as many as keep k / n * 2^shift below 1/4.
-
-    Within so few positions the geometric distribution is flat, to a loss of less than 0.004 bit a gap.
-    """
-    return max((numel // (4 * num_kept)).bit_length() - 1, 0)
-
-
-@lru_cache(maxsize=64)
-def gap_table(num_kept: int, numel: int, shift: int) -> np.ndarray:
-    """Return the frequencies of a gap's high bits in a random set, uint32 of shape (GAP_SYMBOLS,), read-only.
-
-    A gap counts the positions left out before one of the k of n: P(gap >= g) = (1 - k / n)^g.
-    """
-    one = 1 << 64
-    stay = ((numel - num_kept) << 64) // numel
-    for _ in range(shift):
-        stay = stay * stay >> 64
-    weights, reach = [], one
-    for _ in range(GAP_SYMBOLS - 1):
-        further = reach * stay >> 64
-        weights.append(reach - further)
-        reach = further
-    return _from_weights([*weights, reach], one)
 
 
 @njit(cache=True)

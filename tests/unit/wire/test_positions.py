@@ -100,6 +100,22 @@ def test_auto_is_the_smallest_of_all(numel: int) -> None:
         assert np.array_equal(decode_set(encoded.codec_id, encoded.payload, mask.size, "x", 0).bits, mask)
 
 
+@pytest.mark.parametrize("density", [0.5, 0.49, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01])
+def test_auto_is_the_smallest_of_a_million_independent_positions(density: float) -> None:
+    positions = Positions.from_mask(random_mask(10**6, density))
+    sizes = {coder: encode_set(positions, coder).payload.size for coder in set_codec_names()}
+    encoded = encode_set(positions)
+    assert encoded.payload.size <= min(sizes.values()) + 2, (encoded.name, sizes)
+
+
+@pytest.mark.parametrize("period", [8, 37, 64, 1000, 320_000])
+def test_auto_finds_a_period(period: int) -> None:
+    for density in (0.05, 0.3, 0.5):
+        positions = Positions.from_mask(np.resize(random_mask(period, density, period), 10**6))
+        smallest = min(encode_set(positions, coder).payload.size for coder in set_codec_names())
+        assert encode_set(positions).payload.size <= smallest + 2
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 60), max_size=200), st.integers(0, 60))
 def test_auto_is_the_smallest_of_any_set(gaps: list[int], rest: int) -> None:
@@ -116,8 +132,9 @@ def test_nothing_and_everything_cost_a_byte_at_most(numel: int) -> None:
         assert encode_set(Positions.from_mask(mask)).payload.size <= 1
 
 
-def test_lower_bounds_are_none_but_lower_bounds() -> None:
-    for name, mask in shaped_masks(40_000).items():
+@pytest.mark.parametrize("numel", [60, 40_000, 400_000])
+def test_lower_bounds_are_none_but_lower_bounds(numel: int) -> None:
+    for name, mask in shaped_masks(numel).items():
         positions = Positions.from_mask(mask)
         for coder in set_coders():
             assert coder.least_nbytes(positions) <= coder.encode(positions).size, (name, coder.name)
@@ -141,11 +158,11 @@ def test_an_unknown_codec_is_refused() -> None:
 def test_after_the_warm_up_nothing_is_compiled() -> None:
     script = """
 import numpy as np
-from fedmpi.wire.codecs import bitpack, positions, rans, tables
+from fedmpi.wire.codecs import bitpack, positions, rans, rans_kernels, tables
 from fedmpi.wire.codecs.sets import base, byte_rans, gap_rans, golomb, histograms, gaps
 
 def signatures():
-    modules = (bitpack, rans, tables, base, byte_rans, gap_rans, golomb, histograms, gaps)
+    modules = (bitpack, rans_kernels, tables, base, byte_rans, gap_rans, golomb, histograms, gaps)
     kernels = {f"{m.__name__}.{name}": k for m in modules for name, k in vars(m).items() if hasattr(k, "signatures")}
     return {name: list(kernel.signatures) for name, kernel in kernels.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -26,6 +27,31 @@ def test_round_trip(numel: int, level: int) -> None:
     back = decompress(compress(data, level), numel, "field", 0)
     assert back.flags.writeable
     assert np.array_equal(back, data)
+
+
+@pytest.mark.parametrize("level", [1, 3])
+@pytest.mark.parametrize("sized", [False, True])
+def test_frames_do_not_depend_on_what_was_compressed_before(level: int, sized: bool) -> None:
+    generator = np.random.default_rng(0)
+    for numel in generator.integers(1, 300_000, 40).tolist():
+        data = np.packbits(np.repeat(generator.random(3 * numel) < 0.1, 3))[:numel]
+        parameters = zstandard.ZstdCompressionParameters.from_level(
+            level, source_size=numel if sized else 0, format=FORMAT, write_content_size=False
+        )
+        fresh = zstandard.ZstdCompressor(compression_params=parameters).compress(data.tobytes())
+        assert compress(data, level, sized=sized).tobytes() == fresh
+
+
+def test_nothing_is_a_frame() -> None:
+    for sized in (False, True):
+        assert decompress(compress(np.empty(0, np.uint8), 3, sized=sized), 0, "field", 0).size == 0
+
+
+def test_threads_compress_at_once() -> None:
+    data = [np.packbits(np.random.default_rng(seed).random(400_000) < 0.1) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for frame_made, one in zip(pool.map(lambda one: compress(one, 3), data), data, strict=True):
+            assert np.array_equal(decompress(frame_made, one.size, "field", 0), one)
 
 
 @pytest.mark.parametrize("numel", [2999, 3001, 1, 10**6])

@@ -10,6 +10,7 @@ from numba import njit
 from fedmpi.errors import WireError
 from fedmpi.wire.codecs.bitpack import stream_of
 from fedmpi.wire.codecs.numbers import put_varint, take_varint
+from fedmpi.wire.codecs.plane_kernels import histogram
 
 _ONE = np.uint64(1)
 _TOP_SIX = np.uint64(58)
@@ -79,6 +80,9 @@ class Positions:
         self._indices = indices
         self._count: int | None = None
         self._complement: Positions | None = None
+        self._byte_counts: np.ndarray | None = None
+        self.gap_counts: dict[int, np.ndarray] = {}
+        """What `count_gaps` found before, by its shift."""
 
     @classmethod
     def from_mask(cls, mask: np.ndarray) -> Positions:
@@ -116,11 +120,12 @@ class Positions:
         if self._count is None:
             if self._indices is not None:
                 self._count = self._indices.size
-            elif self._bits is not None:
-                self._count = int(np.count_nonzero(self._bits.view(np.bool_)))
             else:
-                assert self._packed is not None
-                self._count = int(np.bitwise_count(self._packed).sum(dtype=np.int64))
+                # Packed in words this is faster than counting the bytes of a mask, and coders pack it anyway.
+                packed = self.packed
+                whole = packed.size - packed.size % 8
+                in_words = np.bitwise_count(packed[:whole].view(np.uint64)).sum(dtype=np.int64)
+                self._count = int(in_words + np.bitwise_count(packed[whole:]).sum(dtype=np.int64))
         return self._count
 
     @property
@@ -153,6 +158,19 @@ class Positions:
             self._indices = np.empty(self.count, np.int64)
             _list_bits(stream_of(self.packed), self._indices)
         return self._indices
+
+    @property
+    def byte_counts(self) -> np.ndarray:
+        """How often each byte occurs in `packed`, int64 of shape (256,)."""
+        if self._byte_counts is None:
+            self._byte_counts = histogram(self.writable_packed)
+        return self._byte_counts
+
+    @property
+    def writable_packed(self) -> np.ndarray:
+        """`packed`, or a copy if that is read-only, for which numba would compile every kernel a second time."""
+        packed = self.packed
+        return packed if packed.flags.writeable else packed.copy()
 
     @property
     def complement(self) -> Positions:
@@ -190,7 +208,8 @@ class SetCoder(Protocol):
 def put_count(positions: Positions) -> bytes:
     """Return the header of a coder of minorities: the varint 2 k', plus 1 if k' counts the positions left out."""
     out = bytearray()
-    put_varint(2 * positions.minority.count + (2 * positions.count > positions.numel), out)
+    count = positions.count
+    put_varint(2 * min(count, positions.numel - count) + (2 * count > positions.numel), out)
     return bytes(out)
 
 

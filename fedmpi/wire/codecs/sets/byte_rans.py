@@ -6,9 +6,8 @@ import numpy as np
 
 from fedmpi.errors import WireError
 from fedmpi.wire.codecs.rans import decode_symbols, encode_symbols, least_nbytes
+from fedmpi.wire.codecs.set_tables import SET_SCALE_BITS, byte_table
 from fedmpi.wire.codecs.sets.base import Positions, from_minority, from_packed, put_count, take_count
-from fedmpi.wire.codecs.sets.histograms import count_bytes
-from fedmpi.wire.codecs.tables import SET_SCALE_BITS, byte_table
 
 
 class ByteRans:
@@ -21,9 +20,8 @@ class ByteRans:
         header = len(put_count(positions))
         if positions.minority.count == 0:
             return header
-        return header + least_nbytes(
-            count_bytes(positions), byte_table(positions.count, positions.numel), SET_SCALE_BITS
-        )
+        freqs = byte_table(positions.count, positions.numel)
+        return header + least_nbytes(positions.byte_counts, freqs, SET_SCALE_BITS)
 
     def encode(self, positions: Positions) -> np.ndarray:
         header = np.frombuffer(put_count(positions), np.uint8)

@@ -9,9 +9,9 @@ from fedmpi.errors import WireError
 from fedmpi.wire.codecs.bitpack import new_stream, packed_nbytes, put_bits, stream_bytes, stream_of, take_bits
 from fedmpi.wire.codecs.numbers import put_varint, take_varint
 from fedmpi.wire.codecs.rans import decode_symbols, encode_symbols, least_nbytes
+from fedmpi.wire.codecs.set_tables import GAP_SYMBOLS, SET_SCALE_BITS, gap_shift, gap_table
 from fedmpi.wire.codecs.sets.base import Positions, from_minority, put_count, take_count
 from fedmpi.wire.codecs.sets.histograms import count_gaps
-from fedmpi.wire.codecs.tables import GAP_SYMBOLS, SET_SCALE_BITS, gap_shift, gap_table
 
 _MORE = GAP_SYMBOLS - 1
 

@@ -7,9 +7,9 @@ from numba import njit
 
 from fedmpi.errors import WireError
 from fedmpi.wire.codecs.bitpack import new_stream, put_bits, stream_bytes, stream_of, take_bits
+from fedmpi.wire.codecs.set_tables import GAP_SYMBOLS
 from fedmpi.wire.codecs.sets.base import Positions, from_minority, lowest_bit, put_count, take_count
 from fedmpi.wire.codecs.sets.histograms import count_gaps, is_dense
-from fedmpi.wire.codecs.tables import GAP_SYMBOLS
 
 _ONE = np.uint64(1)
 _SIX = np.uint64(6)

@@ -1,4 +1,4 @@
-"""Counts of a set's bytes and gaps, by which a coder bounds its size without coding."""
+"""Counts of a set's gaps, by which a coder bounds its size without coding."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 from numba import njit
 
+from fedmpi.wire.codecs.set_tables import GAP_SYMBOLS
 from fedmpi.wire.codecs.sets.base import Positions
-from fedmpi.wire.codecs.tables import GAP_SYMBOLS
 
 _MORE = GAP_SYMBOLS - 1
 
@@ -26,15 +26,6 @@ def _byte_gaps() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 _BELOW, _ABOVE, _BETWEEN = _byte_gaps()
-
-
-@njit(cache=True)
-def _count_bytes(packed):  # type: ignore[no-untyped-def]
-    # Four counters in turn: a run of one byte would otherwise wait for its own last sum each time.
-    counts = np.zeros((4, 256), np.int64)
-    for i in range(packed.size):
-        counts[i & 3, packed[i]] += 1
-    return counts.sum(axis=0)
 
 
 @njit(cache=True)
@@ -71,12 +62,6 @@ def _count_gaps_of_bytes(packed, byte_counts):  # type: ignore[no-untyped-def]
     return counts
 
 
-def count_bytes(positions: Positions) -> np.ndarray:
-    """Return how often each byte occurs in the packed bits, int64 of shape (256,)."""
-    counts: np.ndarray = _count_bytes(np.require(positions.packed, requirements=["W"]))
-    return counts
-
-
 def is_dense(positions: Positions) -> bool:
     """Return whether gaps are counted a byte at a time, which is faster for a quarter and more of the positions."""
     return 4 * positions.count >= positions.numel
@@ -87,9 +72,11 @@ def count_gaps(positions: Positions, shift: int) -> np.ndarray:
 
     A dense set's positions are not listed for this: most gaps lie within a byte, and follow from how often it occurs.
     """
-    if shift == 0 and is_dense(positions):
-        packed = np.require(positions.packed, requirements=["W"])
-        counts: np.ndarray = _count_gaps_of_bytes(packed, _count_bytes(packed))
-    else:
-        counts = _count_gaps(positions.indices, shift)
+    counts = positions.gap_counts.get(shift)
+    if counts is None:
+        if shift == 0 and is_dense(positions):
+            counts = _count_gaps_of_bytes(positions.writable_packed, positions.byte_counts)
+        else:
+            counts = _count_gaps(positions.indices, shift)
+        positions.gap_counts[shift] = counts
     return counts

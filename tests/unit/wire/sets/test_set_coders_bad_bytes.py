@@ -148,7 +148,7 @@ def test_a_zstd_frame_that_declares_its_size_is_refused() -> None:
 
 @pytest.mark.parametrize("nbytes", [0, 9_999, 10_001, 50_000_000])
 def test_a_zstd_frame_of_another_length_is_refused(nbytes: int) -> None:
-    with pytest.raises(WireError, match="x zstd: at byte 6 expected 10000 "):
+    with pytest.raises(WireError, match="x zstd frame: at byte 6 expected 10000 "):
         decode_set(20, zstd_frame(bytes(nbytes), write_content_size=0), 80_000, "x", 6)
 
 

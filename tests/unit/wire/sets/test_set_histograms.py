@@ -7,7 +7,7 @@ import pytest
 
 from fedmpi.wire.codecs.sets.base import Positions
 from fedmpi.wire.codecs.sets.golomb import Golomb
-from fedmpi.wire.codecs.sets.histograms import count_bytes, count_gaps, is_dense
+from fedmpi.wire.codecs.sets.histograms import count_gaps, is_dense
 
 
 def masks() -> list[np.ndarray]:
@@ -31,7 +31,7 @@ def test_gaps_are_counted_in_parts_of_47_units(number: int, shift: int) -> None:
 def test_bytes_are_counted(number: int) -> None:
     mask = masks()[number]
     wanted = np.bincount(np.packbits(mask, bitorder="little"), minlength=256)
-    assert np.array_equal(count_bytes(Positions.from_mask(mask)), wanted)
+    assert np.array_equal(Positions.from_mask(mask).byte_counts, wanted)
 
 
 def test_a_golomb_length_from_counts_is_a_lower_bound() -> None:

@@ -1,0 +1,1 @@
+"""What an array of one's own weighs on the wire: ``fedmpi wire``."""
