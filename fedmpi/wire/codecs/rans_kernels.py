@@ -228,9 +228,11 @@ def encode_bits_into(bits, p12, dividers, words):  # type: ignore[no-untyped-def
     x0 = x1 = x2 = x3 = LOW
     w = np.uint64(words.size)
     count = np.uint64(bits.size)
-    for j in range(count):
-        if bits[j] > 1 or p12[j] < 1 or p12[j] > _BIT_MASK:
-            return np.int64(-1)
+    wrong = np.uint16(0)
+    for j in range(count):  # without a way out in the middle, many at a time are looked at
+        wrong |= np.uint16(bits[j] > 1) | np.uint16(p12[j] < 1) | np.uint16(p12[j] > _BIT_MASK)
+    if wrong:
+        return np.int64(-1)
     i = count - count % _LANES
     if count - i > _TWO:
         x2, w = _push_bit(x2, bits[i + _TWO], p12[i + _TWO], dividers, words, w)
