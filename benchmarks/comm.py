@@ -23,6 +23,7 @@ from fedmpi.comm.mpi import MpiCommunicator
 from fedmpi.engine.rows import Figures
 from fedmpi.ledger.writer import LedgerWriter
 from fedmpi.wire import frame as framing
+from fedmpi.wire.bound import bound_nbits
 from fedmpi.wire.message import Schema
 from fedmpi.wire.values import Dense
 
@@ -65,7 +66,9 @@ def dense_gb_per_s(comm: MpiCommunicator, ledger: LedgerWriter | None, repeats: 
         else:
             packet = receive(comm)
             decoded, figures = framing.decode(packet.body, (ModelUp,), schema)
-            row = Figures(decoded, figures, schema).row((0, step, 0, 1), 0.0, 0.0, 0.0, 0.0)
+            row = Figures(decoded, figures, schema, bound_nbits(decoded, schema)).row(
+                (0, step, 0, 1), 0.0, 0.0, 0.0, 0.0
+            )
             assert ledger is not None
             ledger.add_message(row)
             ledger.write_due()

@@ -35,9 +35,16 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 # YAML 1.1, which PyYAML reads, takes 1e-3 for a word; people mean the number.
-_UniqueKeyLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """YAML's safe dumper, which quotes a word that the loader would take for a number."""
+
+
+for _side in (_UniqueKeyLoader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -240,7 +247,8 @@ def _describe_lines(section: Section, default: Section | None, indent: str) -> l
             lines.append(f"{indent}{name}:")
             lines.extend(_describe_lines(value, usual if isinstance(usual, Section) else None, indent + "  "))
             continue
-        plain = yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).strip().removesuffix("...").strip()
+        dumped = yaml.dump(_plain(value), Dumper=_Dumper, default_flow_style=True, width=1000)
+        plain = dumped.strip().removesuffix("...").strip()
         mark = "" if value == usual else "  # set" if usual is PydanticUndefined else f"  # default: {usual}"
         lines.append(f"{indent}{name}: {plain}{mark}")
     return lines

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ from fedmpi.ledger.writer import LedgerWriter
 from fedmpi.output import check_output, check_state_dir
 from fedmpi.report import banner
 from fedmpi.report.console import megabytes, table
-from fedmpi.wire.codecs.base import has_exact_size
+from fedmpi.wire.message import KINDS, Schema
+from fedmpi.wire.sizes import has_exact_size, most_payload_nbytes
 
 NUM_ROUNDS = 2
 
@@ -58,15 +59,16 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     print(banner.echo(config))
     print(banner.data(setup))
     print(banner.placement([dataclasses.replace(place, pid=0) for place in places], warnings))
-    ups = messages["wire_nbytes"][messages["direction"] == "up"]
+    sizes = bounded(messages, setup.schema)
+    ups = sizes.nbytes[messages["direction"] == "up"]
     memory = estimate_memory(setup, places, program_nbytes, int(ups.max(initial=0)))
     print(memory_table(memory))
     needed = needed_nbytes(memory)
     if needed > (here := memory_of_this_machine()):
         print(f"  warning: about {needed / 1e6:.0f} MB in all, this machine has {here / 1e6:.0f}")
-    print(message_table(messages, config.rounds))
-    down, up = whole_run(setup, messages)
-    about = "about" if all(map(has_exact_size, set(messages["codec"].tolist()))) else "at most about"
+    print(message_table(messages, sizes, config.rounds))
+    down, up = whole_run(setup, messages, sizes)
+    about = "about" if sizes.is_exact.all() else "at most about"
     print(
         f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds would send {about} "
         f"down_bytes={down} up_bytes={up}"
@@ -126,17 +128,23 @@ def memory_table(memory: Sequence[RankMemory]) -> str:
     return f"{title}\n{table(header, rows)}"
 
 
-def message_table(messages: dict[str, np.ndarray[Any, Any]], num_rounds: int) -> str:
+class Bounded(NamedTuple):
+    """What messages weigh, (num_messages,) int64, and for which this is exact, bool."""
+
+    nbytes: np.ndarray[Any, Any]
+    is_exact: np.ndarray[Any, Any]
+
+
+def message_table(messages: dict[str, np.ndarray[Any, Any]], sizes: Bounded, num_rounds: int) -> str:
     """Return the messages of the first round and of a later one by kind; sizes in bytes."""
     rows = []
-    nbytes = most_nbytes(messages)
     for round_idx in range(min(NUM_ROUNDS, num_rounds)):
         for direction in ("down", "up"):
             of_direction = (messages["round_idx"] == round_idx) & (messages["direction"] == direction)
             for kind in dict.fromkeys(messages["kind"][of_direction].tolist()):
                 chosen = of_direction & (messages["kind"] == kind)
-                wire = int(nbytes[chosen].sum())
-                is_exact = all(has_exact_size(codec) for codec in set(messages["codec"][chosen].tolist()))
+                wire = int(sizes.nbytes[chosen].sum())
+                is_exact = bool(sizes.is_exact[chosen].all())
                 count = int(np.count_nonzero(chosen))
                 name = "1" if round_idx == 0 else "later"
                 rows.append(
@@ -148,19 +156,22 @@ def message_table(messages: dict[str, np.ndarray[Any, Any]], num_rounds: int) ->
     return title + table(header, rows, left=3)
 
 
-def most_nbytes(messages: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    """Return what messages weigh: exactly, or at most where their size depends on what is learnt.
+def bounded(messages: dict[str, np.ndarray[Any, Any]], schema: Schema) -> Bounded:
+    """Return what messages weigh: exactly, or at most where that depends on what is learnt."""
+    classes = {(cls.direction, cls.kind): cls for cls in KINDS.values()}
+    nbytes, is_exact = messages["wire_nbytes"].astype(np.int64), np.ones(len(messages["kind"]), np.bool_)
+    for direction, kind in set(zip(messages["direction"].tolist(), messages["kind"].tolist(), strict=True)):
+        message_class = classes[direction, kind]
+        if has_exact_size(message_class, schema.wire):
+            continue
+        chosen = (messages["direction"] == direction) & (messages["kind"] == kind)
+        is_exact[chosen] = False
+        most = [most_payload_nbytes(message_class, schema, kept) for kept in messages["num_kept"][chosen].tolist()]
+        nbytes[chosen] = messages["header_nbytes"][chosen] + np.array(most, np.int64)
+    return Bounded(nbytes, is_exact)
 
-    Then every codec may fall back to the numbers as they are, and to one bit for each position where some are left out.
-    """
-    positions = np.where(messages["num_kept"] < messages["num_params"], messages["num_params"] // 8 + 16, 0)
-    dense = np.minimum(messages["dense_nbytes"], 4 * messages["num_kept"] + positions)
-    exact = {codec: has_exact_size(codec) for codec in set(messages["codec"].tolist())}
-    is_exact = np.array([exact[codec] for codec in messages["codec"].tolist()], np.bool_)
-    return np.where(is_exact, messages["wire_nbytes"], messages["header_nbytes"] + dense)
 
-
-def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[int, int]:
+def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]], sizes: Bounded) -> tuple[int, int]:
     """Return the bytes down and up of all rounds, from the sizes of the messages that were made.
 
     Who takes part in the other rounds, and who is lost, is known; what a client's messages weigh is taken to be as in
@@ -168,7 +179,6 @@ def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[
     """
     num_rounds = setup.config.rounds
     participation = setup.config.participation
-    nbytes = most_nbytes(messages)
     always_the_same = participation.availability == 1 and not participation.dropout
     taking_part, replying = [], []
     for round_idx in range(0 if always_the_same else num_rounds):
@@ -181,7 +191,7 @@ def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]]) -> tuple[
     for direction, counts in (("down", taking_part), ("up", replying)):
         of_direction = messages["direction"] == direction
         made = [
-            int(nbytes[of_direction & (messages["round_idx"] == round_idx)].sum())
+            int(sizes.nbytes[of_direction & (messages["round_idx"] == round_idx)].sum())
             for round_idx in range(min(NUM_ROUNDS, num_rounds))
         ]
         last = max((i for i in range(len(made)) if counts[i]), default=0)

@@ -282,6 +282,8 @@ class Algorithm:
     messages : callable, optional
         ``f(config)`` returning the message classes that it sends, so that their codecs are compiled before the first
         round; those of others are when they are first used.
+    warm_up : callable, optional
+        ``f(config)`` compiling what else it will need, such as `fedmpi.compress.topk.warm_up`.
     """
 
     name: str
@@ -290,6 +292,7 @@ class Algorithm:
     client: Callable[..., ClientHalf]
     sizes: Callable[[AlgorithmConfig, Layout], Mapping[str, int]] | None = None
     messages: Callable[[AlgorithmConfig], Sequence[type[Message]]] | None = None
+    warm_up: Callable[[AlgorithmConfig], None] | None = None
 
     def schema(self, config: AlgorithmConfig, layout: Layout) -> Schema:
         """Return the sizes that this algorithm's messages may name."""

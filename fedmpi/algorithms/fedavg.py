@@ -39,6 +39,7 @@ from fedmpi.algorithms.base import (
     StateDict,
 )
 from fedmpi.algorithms.sparse_updates import SparseMean, TopKUplink, UpdateUp, UplinkConfig, sends_topk
+from fedmpi.compress.topk import warm_up
 from fedmpi.data.shard import Shard
 from fedmpi.wire.message import Message
 from fedmpi.wire.values import Dense
@@ -121,4 +122,12 @@ def message_classes(config: AlgorithmConfig) -> tuple[type[Message], ...]:
     return SeedDown, ModelDown, UpdateUp if sends_topk(config) else ModelUp
 
 
-ALGORITHM = Algorithm("fedavg", UplinkConfig, FedAvgServer, FedAvgClient, messages=message_classes)
+def compile_choice(config: AlgorithmConfig) -> None:
+    """Compile what chooses the numbers to send, on a CPU."""
+    if sends_topk(config):
+        warm_up()
+
+
+ALGORITHM = Algorithm(
+    "fedavg", UplinkConfig, FedAvgServer, FedAvgClient, messages=message_classes, warm_up=compile_choice
+)

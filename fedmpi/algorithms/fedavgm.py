@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi.algorithms.base import Algorithm, ServerContext, StateDict
-from fedmpi.algorithms.fedavg import FedAvgClient, FedAvgServer, message_classes
+from fedmpi.algorithms.fedavg import FedAvgClient, FedAvgServer, compile_choice, message_classes
 from fedmpi.algorithms.sparse_updates import UplinkConfig
 
 
@@ -57,4 +57,6 @@ class FedAvgMServer(FedAvgServer):
         self._velocity_P.copy_(velocity)
 
 
-ALGORITHM = Algorithm("fedavgm", FedAvgMConfig, FedAvgMServer, FedAvgClient, messages=message_classes)
+ALGORITHM = Algorithm(
+    "fedavgm", FedAvgMConfig, FedAvgMServer, FedAvgClient, messages=message_classes, warm_up=compile_choice
+)

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmpi.algorithms.base import Algorithm, ClientContext
-from fedmpi.algorithms.fedavg import FedAvgClient, FedAvgServer, message_classes
+from fedmpi.algorithms.fedavg import FedAvgClient, FedAvgServer, compile_choice, message_classes
 from fedmpi.algorithms.sparse_updates import UplinkConfig
 from fedmpi.data.shard import Shard
 
@@ -41,4 +41,6 @@ class FedProxClient(FedAvgClient):
         self.train_local(round_idx, client_id, shard, extra_loss=proximal)
 
 
-ALGORITHM = Algorithm("fedprox", FedProxConfig, FedAvgServer, FedProxClient, messages=message_classes)
+ALGORITHM = Algorithm(
+    "fedprox", FedProxConfig, FedAvgServer, FedProxClient, messages=message_classes, warm_up=compile_choice
+)

@@ -13,7 +13,7 @@ import numpy as np
 from fedmpi.errors import ProtocolError
 from fedmpi.wire.buffers import BufferPool
 
-_ENVELOPE = struct.Struct("<BBiiiqdfQ")
+_ENVELOPE = struct.Struct("<BBiiiqdfdQ")
 ENVELOPE_NBYTES = _ENVELOPE.size
 
 
@@ -33,6 +33,8 @@ class Envelope(NamedTuple):
         Seconds since the run's start.
     encode_s : float
         Seconds that encoding the body took.
+    bound_nbits : float
+        Shannon bound of the body, which its sender knows best: what it was coded against does not always arrive.
     body_nbytes : int
         Set by the communicator.
     """
@@ -45,20 +47,21 @@ class Envelope(NamedTuple):
     arg: int = 0
     sent_t: float = 0.0
     encode_s: float = 0.0
+    bound_nbits: float = 0.0
     body_nbytes: int = 0
 
     def pack(self) -> bytes:
         """Return the envelope's `ENVELOPE_NBYTES` bytes."""
         return _ENVELOPE.pack(
             self.topic, self.counted, self.round_idx, self.client_id, self.step, self.arg, self.sent_t, self.encode_s,
-            self.body_nbytes,
+            self.bound_nbits, self.body_nbytes,
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes) -> Envelope:
         """Read an envelope of exactly `ENVELOPE_NBYTES` bytes."""
-        topic, counted, round_idx, client_id, step, arg, sent_t, encode_s, nbytes = _ENVELOPE.unpack(data)
-        return cls(topic, bool(counted), round_idx, client_id, step, arg, sent_t, encode_s, nbytes)
+        topic, counted, *rest = _ENVELOPE.unpack(data)
+        return cls(topic, bool(counted), *rest)
 
 
 class Packet(NamedTuple):

@@ -21,7 +21,7 @@ INFINITY = np.int32(0x7F800000)
 _KEY_NBITS = 31
 _BLOCK = 16
 _NUM_SAMPLES = 1 << 14
-_MIN_SAMPLED = 1 << 15
+MIN_SAMPLED = 1 << 15
 
 
 @njit(cache=True)
@@ -131,7 +131,7 @@ def _largest(words: np.ndarray, k: int, out: np.ndarray) -> bool:
 
     The largest key is always among those looked at last, so a NaN shows there.
     """
-    if words.size >= _MIN_SAMPLED and k <= words.size // 4:
+    if words.size >= MIN_SAMPLED and k <= words.size // 4:
         answer = _largest_of_few(words, k, out)
         if answer >= 0:
             return answer > 0

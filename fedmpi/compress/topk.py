@@ -78,6 +78,15 @@ def topk_indices(
     return torch.from_numpy(out[:-1])
 
 
+def warm_up() -> None:
+    """Compile, or load from the cache, what choosing on a CPU needs: for short vectors and for long ones."""
+    from fedmpi.compress.select_kernels import MIN_SAMPLED
+
+    for numel in (10, MIN_SAMPLED + 1):
+        topk_indices(torch.arange(numel, dtype=torch.float32), 1)
+        topk_indices(torch.arange(numel, dtype=torch.float32), [1, 1], [0, 1, numel])
+
+
 def _topk_on_device(words_P: Tensor, offsets: np.ndarray, counts: np.ndarray) -> Tensor:
     """Do as `topk_indices` does, in torch's operations alone; waits for the device twice, whatever the segments.
 

@@ -18,6 +18,7 @@ from fedmpi.engine.rows import Figures
 from fedmpi.errors import NonFiniteError, ProtocolError
 from fedmpi.ledger.schema import MessageRow
 from fedmpi.wire import frame as framing
+from fedmpi.wire.bound import bound_nbits
 from fedmpi.wire.frame import Frame
 from fedmpi.wire.message import Message, Schema
 
@@ -106,7 +107,9 @@ class Host:
     def _on_up(self, packet: Packet) -> None:
         hosted = self._find(packet)
         envelope = packet.envelope
-        arrived = Arrived(packet.body, hosted.num_ups, envelope.sent_t, self._rank.now(), envelope.encode_s)
+        arrived = Arrived(
+            packet.body, hosted.num_ups, envelope.sent_t, self._rank.now(), envelope.encode_s, envelope.bound_nbits
+        )
         if envelope.step != hosted.num_ups:
             raise ProtocolError(f"client {hosted.client_id}: expected message {hosted.num_ups}, got {envelope.step}")
         hosted.num_ups += 1
@@ -217,7 +220,10 @@ class Host:
             frame = framing.encode(message, self._schema, self._rank.comm.pool, in_place=True)
             encode_s = perf_counter() - start
             self._rank.timer.switch(left)
-            known = self._frames[message] = (frame, Figures(message, frame, self._schema))
+            known = self._frames[message] = (
+                frame,
+                Figures(message, frame, self._schema, bound_nbits(message, self._schema)),
+            )
         frame, figures = known
         step = len(hosted.downs)
         hosted.downs.append((figures, encode_s, self._rank.now()))

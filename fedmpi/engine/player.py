@@ -25,6 +25,7 @@ from fedmpi.rng import stream_seed
 from fedmpi.train.evaluate import evaluate_batch
 from fedmpi.train.local import seed_torch
 from fedmpi.wire import frame as framing
+from fedmpi.wire.bound import bound_nbits
 from fedmpi.wire.message import Message
 
 
@@ -95,7 +96,16 @@ class _TurnChannel:
         start = perf_counter()
         frame = framing.encode(message, self._player.schema, rank.comm.pool)
         encode_s = perf_counter() - start
-        envelope = Envelope(Topic.UP, True, turn.round_idx, turn.client_id, turn.num_ups, encode_s=encode_s)
+        rank.timer.switch("log")
+        envelope = Envelope(
+            Topic.UP,
+            True,
+            turn.round_idx,
+            turn.client_id,
+            turn.num_ups,
+            encode_s=encode_s,
+            bound_nbits=bound_nbits(message, self._player.schema),
+        )
         turn.num_ups += 1
         rank.send(turn.host, envelope, frame.buffer)
         rank.timer.switch(left)

@@ -72,6 +72,7 @@ class Arrived:
     send_t: float
     recv_t: float
     encode_s: float
+    bound_nbits: float
 
 
 @dataclass
@@ -156,7 +157,7 @@ def decode_up(
         raise ProtocolError(f"client {client_id} on rank {player}, round {round_idx}: {error}") from error
     decode_s = perf_counter() - start
     rank.timer.switch(left)
-    row = Figures(message, frame, schema).row(
+    row = Figures(message, frame, schema, arrived.bound_nbits).row(
         (round_idx, arrived.step, client_id, player), arrived.encode_s, decode_s, arrived.send_t, arrived.recv_t
     )
     return message, row

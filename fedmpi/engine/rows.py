@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedmpi.ledger.schema import MessageRow
-from fedmpi.wire.bound import bound_nbits
 from fedmpi.wire.frame import Frame
 from fedmpi.wire.message import Message, Schema
 
@@ -15,9 +14,18 @@ _PACKED = np.dtype([(name, "S32" if name in ("direction", "kind", "codec") else 
 
 
 class Figures:
-    """The columns of a row that follow from a message and its frame; worked out once for a frame sent to many."""
+    """The columns of a row that follow from a message and its frame; worked out once for a frame sent to many.
 
-    def __init__(self, message: Message, frame: Frame, schema: Schema) -> None:
+    Parameters
+    ----------
+    message : Message
+    frame : Frame
+    schema : Schema
+    bound : float
+        Shannon bound in bits, of the message as its sender had it.
+    """
+
+    def __init__(self, message: Message, frame: Frame, schema: Schema, bound: float) -> None:
         num_params = message.num_params(schema)
         self.columns = (
             message.direction,
@@ -29,7 +37,7 @@ class Figures:
             frame.index_nbytes,
             frame.value_nbytes,
             4 * num_params,
-            bound_nbits(message, schema),
+            bound,
             message.paper_nbits(schema),
             num_params,
             message.num_kept(schema),

@@ -260,8 +260,8 @@ class Server:
         waiting = message = None
         floats = unpack_floats(times)
         if floats:
-            step, send_t, recv_t, encode_s = floats
-            waiting = Arrived(buffer, int(step), send_t, recv_t, encode_s)
+            step, *rest = floats
+            waiting = Arrived(buffer, int(step), *rest)
         elif not envelope.step:
             message_class = framing.message_class_of(buffer)
             message, _ = framing.decode(buffer, (message_class,) if message_class else (), self._setup.schema)

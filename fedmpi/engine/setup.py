@@ -41,9 +41,11 @@ class Setup:
         return initial_model(self.model_config, self.dataset.shape, self.dataset.num_classes, init_seed)
 
     def warm_up(self) -> None:
-        """Compile the codecs that the algorithm's messages need."""
+        """Compile what the algorithm needs: the codecs of its messages, and its own."""
         if self.algorithm.messages is not None:
             warm_up(self.algorithm.messages(self.algorithm_config), self.config.wire)
+        if self.algorithm.warm_up is not None:
+            self.algorithm.warm_up(self.algorithm_config)
 
     def cohort(self, round_idx: int) -> list[int]:
         """Return the round's clients in ascending order."""

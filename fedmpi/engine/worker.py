@@ -64,7 +64,7 @@ def serve_conversations(rank: Rank, setup: Setup, algorithm: ServerHalf) -> None
         if reply.waiting is not None:
             waiting = reply.waiting
             buffer = waiting.body
-            times = (waiting.step, waiting.send_t, waiting.recv_t, waiting.encode_s)
+            times = (waiting.step, waiting.send_t, waiting.recv_t, waiting.encode_s, waiting.bound_nbits)
         elif reply.message is not None:
             buffer = framing.encode(reply.message, setup.schema, rank.comm.pool).buffer
         body = join_parts(pack_rows(reply.rows), pack_floats(*reply.report.floats()), pack_floats(*times), buffer)

@@ -12,6 +12,7 @@ from fedmpi.engine.rows import Figures
 from fedmpi.errors import ProtocolError
 from fedmpi.ledger.schema import MessageRow
 from fedmpi.wire import frame as framing
+from fedmpi.wire.bound import bound_nbits
 from fedmpi.wire.buffers import BufferPool
 from fedmpi.wire.message import Message, Schema
 from fedmpi.wire.values import Value
@@ -50,7 +51,7 @@ def measure(sent: Message, schema: Schema, *, in_place: bool = False, budget_s: 
     frame, got = _there_and_back(sent, schema, pool, in_place)[:2]
     for before, after in zip(sent.values(), got.values(), strict=True):
         check_equal(before, after, frame.codec)
-    figures = Figures(sent, frame, schema)
+    figures = Figures(sent, frame, schema, bound_nbits(sent, schema))
     encode_s: list[float] = []
     decode_s: list[float] = []
     while len(encode_s) < _MIN_REPEATS or (len(encode_s) < _MAX_REPEATS and sum(encode_s + decode_s) < budget_s):

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedmpi.errors import WireError
 
 MAX_VERSION = 2**32 - 1
+_MOST_NAMED = 10
 P12_ONE = 4096
 """Probabilities that a coder uses are whole multiples of 1 / 4096."""
 
@@ -29,11 +30,12 @@ def checksum(array: np.ndarray) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A version of something that both ends hold. It must not change while it is held.
+    """A version of something that both ends hold.
 
     Parameters
     ----------
     array : numpy.ndarray, shape (n,)
+        Copied: what it was made from may change, and a version must not.
     version : int
         0 to 2^32 - 1; by habit the round in which it was made.
     """
@@ -46,6 +48,7 @@ class Reference:
             raise ValueError(f"a version must be 0 to {MAX_VERSION}, got {self.version}")
         if self.array.ndim != 1:
             raise ValueError(f"what both ends hold must be a vector, got shape {self.array.shape}")
+        object.__setattr__(self, "array", self.array.copy())
 
     @cached_property
     def checksum(self) -> int:
@@ -67,7 +70,17 @@ class KnownMask(Reference):
     @cached_property
     def checksum(self) -> int:
         """Checksum of the mask, eight positions a byte."""
-        return checksum(np.packbits(self.array, bitorder="little"))
+        return checksum(self.packed)
+
+    @cached_property
+    def packed(self) -> np.ndarray:
+        """The mask's bits, eight a byte, the lowest first, ((n + 7) // 8,) uint8."""
+        return np.packbits(self.array, bitorder="little")
+
+    @cached_property
+    def count(self) -> int:
+        """How many positions are kept."""
+        return int(np.count_nonzero(self.array))
 
     @cached_property
     def indices(self) -> np.ndarray:
@@ -76,7 +89,7 @@ class KnownMask(Reference):
 
     @classmethod
     def of(cls, mask: Tensor, version: int) -> KnownMask:
-        """Wrap a bool vector; no copy where it is on the CPU."""
+        """Take over a bool vector."""
         return cls(mask.detach().cpu().numpy(), version)
 
 
@@ -158,7 +171,8 @@ class Known:
         wanted : class
         name : str
         version, stated : int
-            The version and the checksum that the message names.
+            The version and the checksum that the message names. A mask that came in the same message has no version:
+            it is meant where none of that version and checksum is held, and its checksum is compared.
         numel : int
             Length that it must have.
         where, offset : str, int
@@ -171,10 +185,12 @@ class Known:
         """
         what = f"{where}: {name}"
         found = self._held.get((name, version))
-        if wanted is KnownMask and name in self._masks_inside:
+        if wanted is KnownMask and name in self._masks_inside and (found is None or found.checksum != stated):
             found = KnownMask(self._masks_inside[name], version)
         if not isinstance(found, wanted):
-            held = ", ".join(map(str, self.versions(name))) or "none"
+            versions = self.versions(name)
+            held = ", ".join([*(["..."] if len(versions) > _MOST_NAMED else []), *map(str, versions[-_MOST_NAMED:])])
+            held = held or "none"
             raise WireError(f"{what} version", offset=offset, expected=f"one of those held: {held}", got=version)
         if found.checksum != stated:
             expected, got = f"checksum {found.checksum:08x}", f"{stated:08x}"

@@ -70,6 +70,9 @@ def test_an_algorithm_with_every_kind_of_value(tmp_path: Path) -> None:
     fixed = go(tmp_path, "fixed", algorithm={"name": f"{ALGORITHMS / 'kinds.py'}:KINDS"}, wire=plain)
     tight = go(tmp_path, "tight", algorithm={"name": f"{ALGORITHMS / 'kinds.py'}:KINDS"}, wire={"dense": "auto"})
     assert digests(out)[0] == digests(fixed)[0] == digests(tight)[0]
+    # The yardstick is what was sent, whatever it was coded against: a prior, a base, or nothing.
+    bounds = [ups(folder)["bound_nbits"].tolist() for folder in (out, fixed, tight)]
+    assert bounds[0] == bounds[1] == bounds[2]
     sums = [ups(folder)["wire_nbytes"].sum() for folder in (tight, out, fixed)]
     assert sums == sorted(sums) and len(set(sums)) == 3
 

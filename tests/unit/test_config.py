@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fedmpi.config import (
@@ -345,6 +345,7 @@ trees = st.fixed_dictionaries(
 
 @given(tree=trees)
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(tree={"rounds": 1, "algorithm": {"name": "0E0", "list": ["1e-3"], "x": None}})
 def test_a_description_loads_back_to_the_same_configuration(tmp_path: Path, tree: dict[str, Any]) -> None:
     config = validate(RunConfig, tree)
     assert load(tmp_path, describe(config)) == config

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from fedmpi.dryrun import message_table, needed_nbytes
+from fedmpi.algorithms import fedavg  # noqa: F401 - defines its messages
+from fedmpi.config import WireConfig
+from fedmpi.dryrun import bounded, message_table, needed_nbytes
 from fedmpi.engine.memory import RankMemory
+from fedmpi.wire.message import Schema
 
+PARAMS = 100
+SCHEMA = Schema({"params": PARAMS, "buffers": 0, "state": PARAMS, "int_buffers": 0}, 1)
 MESSAGES = {
     "round_idx": np.array([0, 0, 0, 1]),
     "direction": np.array(["down", "up", "up", "up"]),
-    "kind": np.array(["model", "change", "change", "change"]),
-    "codec": np.array(["raw", "gap-rans+planes", "gap-rans+planes", "gap-rans+planes"]),
+    "kind": np.array(["model", "update", "update", "update"]),
     "header_nbytes": np.array([20, 30, 30, 30]),
-    "dense_nbytes": np.array([400, 400, 400, 400]),
-    "num_params": np.array([100, 100, 100, 100]),
     "num_kept": np.array([100, 10, 20, 100]),
     "wire_nbytes": np.array([420, 130, 120, 110]),
 }
@@ -25,18 +29,22 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_sizes_that_depend_on_what_is_learnt_are_bounds() -> None:
-    """Such a message weighs at most a bit a position and what its values do as they are, and its header."""
-    assert rows(message_table(MESSAGES, 9)) == [
+    """Such a message weighs at most a bit a position and what its values do as they are, and what is around them."""
+    around = 10 + 3 * 64 + PARAMS // 8 + 1
+    most = [30 + around + 4 * kept for kept in (10, 20, 100)]
+    assert rows(message_table(MESSAGES, bounded(MESSAGES, SCHEMA), 9)) == [
         ["1", "down", "model", "1", "420", "420", "0.000"],
-        ["1", "up", "change", "2", "<=", "236", "118", "0.000"],
-        ["later", "up", "change", "1", "<=", "430", "430", "0.000"],
+        ["1", "up", "update", "2", "<=", str(most[0] + most[1]), f"{(most[0] + most[1]) / 2:.0f}", "0.001"],
+        ["later", "up", "update", "1", "<=", str(most[2]), str(most[2]), "0.001"],
     ]
 
 
 def test_sizes_that_do_not_are_as_sent() -> None:
-    messages = {**MESSAGES, "codec": np.array(["raw", "uint32+raw", "uint32+raw", "uint32+raw"])}
-    assert [row[4] for row in rows(message_table(messages, 9))] == ["420", "250", "110"]
-    assert len(rows(message_table(messages, 1))) == 2
+    fixed = dataclasses.replace(SCHEMA, wire=WireConfig(sparse="uint32", values="raw"))
+    sizes = bounded(MESSAGES, fixed)
+    assert sizes.is_exact.all()
+    assert [row[4] for row in rows(message_table(MESSAGES, sizes, 9))] == ["420", "250", "110"]
+    assert len(rows(message_table(MESSAGES, sizes, 1))) == 2
 
 
 def test_ranks_of_a_node_count_their_data_once() -> None:

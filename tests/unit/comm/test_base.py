@@ -25,13 +25,14 @@ envelopes = st.builds(
     arg=st.integers(-(2**63), 2**63 - 1),
     sent_t=st.floats(allow_nan=False),
     encode_s=st.floats(allow_nan=False, width=32),
+    bound_nbits=st.floats(allow_nan=False),
     body_nbytes=st.integers(0, 2**64 - 1),
 )
 
 
 @given(envelope=envelopes)
-@example(Envelope(255, True, 2**31 - 1, 2**31 - 1, 2**31 - 1, 2**63 - 1, 1.7e308, math.inf, 2**64 - 1))
-@example(Envelope(0, False, -(2**31), -(2**31), -(2**31), -(2**63), -5e-324, -0.0, 0))
+@example(Envelope(255, True, 2**31 - 1, 2**31 - 1, 2**31 - 1, 2**63 - 1, 1.7e308, math.inf, 0.5, 2**64 - 1))
+@example(Envelope(0, False, -(2**31), -(2**31), -(2**31), -(2**63), -5e-324, -0.0, 0.0, 0))
 def test_an_envelope_comes_back(envelope: Envelope) -> None:
     data = envelope.pack()
     assert len(data) == ENVELOPE_NBYTES
@@ -39,7 +40,7 @@ def test_an_envelope_comes_back(envelope: Envelope) -> None:
 
 
 def test_the_size_of_an_envelope_is_part_of_the_simulation_traffic() -> None:
-    assert ENVELOPE_NBYTES == 42  # every packet carries it: a change is a change of the measured totals
+    assert ENVELOPE_NBYTES == 50  # every packet carries it: a change is a change of the measured totals
 
 
 def test_traffic_is_counted_by_what_it_is() -> None:

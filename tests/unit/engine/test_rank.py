@@ -40,7 +40,7 @@ def test_a_packet_goes_to_the_handler_of_its_topic() -> None:
     rank.progress()
     assert [p.envelope.round_idx for p in ups] == [1]
     assert [p.envelope.round_idx for p in downs] == [5]
-    assert ups[0].envelope._replace(sent_t=0.0) == Envelope(Topic.UP, True, 1, 2, 3, 4, 0.0, 0.5, 2)
+    assert ups[0].envelope._replace(sent_t=0.0) == Envelope(Topic.UP, True, 1, 2, 3, 4, 0.0, 0.5, body_nbytes=2)
     assert ups[0].body.tolist() == [9, 8]
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from fedmpi.algorithms.averaging import ModelDown, ModelUp, SeedDown
 from fedmpi.engine.rows import Figures, join_parts, pack_rows, split_parts, unpack_rows
 from fedmpi.ledger.schema import MessageRow
+from fedmpi.wire.bound import bound_nbits
 from fedmpi.wire.buffers import BufferPool
 from fedmpi.wire.frame import encode
 from fedmpi.wire.message import Schema
@@ -38,7 +39,7 @@ def test_rows_round_trip(many: list[MessageRow]) -> None:
 def test_the_figures_of_an_uplink() -> None:
     up = ModelUp(num_samples=600, int_buffers=Dense(np.zeros(2, np.int64)), state=Dense(np.zeros(5, np.float32)))
     frame = encode(up, SCHEMA, BufferPool())
-    row = Figures(up, frame, SCHEMA).row((3, 0, 17, 2), 0.25, 0.5, 1.5, 2.5)
+    row = Figures(up, frame, SCHEMA, bound_nbits(up, SCHEMA)).row((3, 0, 17, 2), 0.25, 0.5, 1.5, 2.5)
     assert row == MessageRow(
         round_idx=3, step=0, client_id=17, rank=2, direction="up", kind="model", codec="raw",
         header_nbytes=24 + 9 + 5, payload_nbytes=2 + 16 + 20, wire_nbytes=76, index_nbytes=0, value_nbytes=36,
@@ -52,7 +53,8 @@ def test_the_figures_of_a_seed_and_of_the_model_it_stands_for() -> None:
     seed = SeedDown(init_seed=5, state_hash=255)
     full = ModelDown(int_buffers=Dense(np.zeros(2, np.int64)), state=Dense(np.zeros(5, np.float32)))
     of_seed, of_full = (
-        Figures(m, encode(m, SCHEMA, BufferPool()), SCHEMA).row((0, 0, 0, 0), 0, 0, 0, 0) for m in (seed, full)
+        Figures(m, encode(m, SCHEMA, BufferPool()), SCHEMA, bound_nbits(m, SCHEMA)).row((0, 0, 0, 0), 0, 0, 0, 0)
+        for m in (seed, full)
     )
     assert (of_seed.direction, of_seed.kind, of_seed.codec) == ("down", "seed", "numbers")
     assert (of_seed.wire_nbytes, of_seed.payload_nbytes, of_seed.value_nbytes) == (24 + 3 + 3, 3, 0)
