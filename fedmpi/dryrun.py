@@ -51,6 +51,7 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     check_num_ranks(num_ranks, config.placement)
     check_state_dir(config.placement.state_dir, 0)
     setup = dataclasses.replace(prepare(config), dry_run=True)
+    setup.warm_up()  # compiled kernels and their compiler take memory, too
     program_nbytes = resident_nbytes()
     places, warnings = place_ranks(_facts(num_ranks), config.placement)
     with tempfile.TemporaryDirectory(prefix="fedmpi-dry-run-") as folder:
@@ -68,7 +69,7 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
         print(f"  warning: about {needed / 1e6:.0f} MB in all, this machine has {here / 1e6:.0f}")
     print(message_table(messages, sizes, config.rounds))
     down, up = whole_run(setup, messages, sizes)
-    about = "about" if sizes.is_exact.all() else "at most about"
+    about = "about" if sizes.is_exact.all() else "at most"
     print(
         f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds would send {about} "
         f"down_bytes={down} up_bytes={up}"

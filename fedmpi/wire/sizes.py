@@ -8,7 +8,7 @@ from fedmpi.config import WireConfig
 from fedmpi.wire.message import Declared, Message, Schema
 from fedmpi.wire.values import Counts, Dense, Labels, Mask, MaskedValues, Quantized, Sparse, storage
 
-_SLACK_NBYTES = 64
+_SLACK_NBYTES = 32
 """Varints, references and coder bytes around a value that is sent as it is."""
 
 
@@ -75,5 +75,17 @@ def _most_positions_nbytes(codec: str, numel: int, num_kept: int) -> int:
         return num_kept * (4 if codec == "uint32" else 8)
     if codec == "gaps":
         return num_kept + numel // 127
+    bits = numel // 8 + 1
+    if codec == "auto":
+        return min(bits, 4 * num_kept, _most_golomb_nbytes(numel, num_kept))
     # Codes of gaps or bytes that do not suit a set take up to two bits a position.
-    return numel // 8 + 1 if codec in ("auto", "bits") else numel // 4 + 1
+    return {"bits": bits, "golomb": _most_golomb_nbytes(numel, num_kept)}.get(codec, 2 * bits)
+
+
+def _most_golomb_nbytes(numel: int, num_kept: int) -> int:
+    """Bound Golomb's code: with modulus M, 1 + ceil(log2 M) bits a gap, and quotients that add up to n / M at most."""
+    fewer = min(num_kept, numel - num_kept)
+    if fewer == 0:
+        return 1
+    modulus = max(1, round(math.log(2) * numel / fewer))
+    return (fewer * (2 + (modulus - 1).bit_length()) + 2 * numel // modulus) // 8 + 4

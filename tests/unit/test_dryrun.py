@@ -6,11 +6,12 @@ import dataclasses
 
 import numpy as np
 
-from fedmpi.algorithms import fedavg  # noqa: F401 - defines its messages
+from fedmpi.algorithms.sparse_updates import UpdateUp
 from fedmpi.config import WireConfig
 from fedmpi.dryrun import bounded, message_table, needed_nbytes
 from fedmpi.engine.memory import RankMemory
 from fedmpi.wire.message import Schema
+from fedmpi.wire.sizes import most_payload_nbytes
 
 PARAMS = 100
 SCHEMA = Schema({"params": PARAMS, "buffers": 0, "state": PARAMS, "int_buffers": 0}, 1)
@@ -30,11 +31,10 @@ def rows(text: str) -> list[list[str]]:
 
 def test_sizes_that_depend_on_what_is_learnt_are_bounds() -> None:
     """Such a message weighs at most a bit a position and what its values do as they are, and what is around them."""
-    around = 10 + 3 * 64 + PARAMS // 8 + 1
-    most = [30 + around + 4 * kept for kept in (10, 20, 100)]
+    most = [30 + most_payload_nbytes(UpdateUp, SCHEMA, kept) for kept in (10, 20, 100)]
     assert rows(message_table(MESSAGES, bounded(MESSAGES, SCHEMA), 9)) == [
         ["1", "down", "model", "1", "420", "420", "0.000"],
-        ["1", "up", "update", "2", "<=", str(most[0] + most[1]), f"{(most[0] + most[1]) / 2:.0f}", "0.001"],
+        ["1", "up", "update", "2", "<=", str(most[0] + most[1]), f"{(most[0] + most[1]) / 2:.0f}", "0.000"],
         ["later", "up", "update", "1", "<=", str(most[2]), str(most[2]), "0.001"],
     ]
 
