@@ -245,7 +245,7 @@ class WireConfig(Section):
         "auto", "bits", "byte-rans", "gap-rans", "golomb", "zstd", "uint32", "int64", "gaps", "ranks", "layers"
     ] = Field(
         "auto",
-        description="positions of sparse values. uint32, int64: 4 or 8 bytes an index, as papers often assume. ranks and "
+        description="positions of sparse values. uint32, int64: 4 or 8 bytes an index, as papers often assume. ranks, "
         "layers need an algorithm whose values have a base, tensors (else auto)",
     )
     values: Literal["auto", "raw", "planes"] = Field("auto", description="numbers at the positions of a set or a mask")
