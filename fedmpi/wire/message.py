@@ -85,6 +85,7 @@ class Schema:
             declared.base,
             declared.prior,
             self.size(declared.num_classes),
+            self.size(declared.max_kept),
         )
 
     def size(self, name: int | str) -> int:
@@ -108,6 +109,7 @@ class Declared:
     base: str = ""
     prior: str = ""
     num_classes: int | str = 0
+    max_kept: int | str = 0
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,13 @@ def mask(numel: int | str, *, per_tensor: bool = True, prior: str = "", base: st
 
 
 def sparse(
-    numel: int | str, *, dtype: str = "float32", per_tensor: bool = True, at_most: bool = False, base: str = ""
+    numel: int | str,
+    *,
+    dtype: str = "float32",
+    per_tensor: bool = True,
+    at_most: bool = False,
+    base: str = "",
+    max_kept: int | str = 0,
 ) -> Any:
     """Declare a `Sparse` field.
 
@@ -187,8 +195,11 @@ def sparse(
         Accept fewer positions too.
     base : str
         Name under which both ends hold a mask that the positions may be near to (a `KnownMask`).
+    max_kept : int or str
+        The most positions that it may keep, or the name of a size in the run's `Schema`; 0 for no limit. A receiver
+        refuses more before it makes room for them.
     """
-    return _declare(Sparse, (numel,), dtype=dtype, per_tensor=per_tensor, at_most=at_most, base=base)
+    return _declare(Sparse, (numel,), dtype=dtype, per_tensor=per_tensor, at_most=at_most, base=base, max_kept=max_kept)
 
 
 def masked_values(numel: int | str, *, mask: str, dtype: str = "float32") -> Any:

@@ -31,15 +31,12 @@ class CodecInfo(NamedTuple):
         Byte in the section table.
     name : str
         As the ledger's ``codec`` column has it; sparse values have two, joined by ``+``.
-    exact_size : bool
-        Whether a payload's length follows from the numbers of values and kept positions, before anything is learnt.
     summary : str
         One line.
     """
 
     codec_id: int
     name: str
-    exact_size: bool
     summary: str
 
 
@@ -50,38 +47,32 @@ BITS, BYTE_RANS, GAP_RANS, GOLOMB, ZSTD, UINT32, INT64, GAPS = range(16, 24)
 PRIOR, CHANGE, RANKS, LAYERS = range(24, 28)
 
 CODECS = (
-    CodecInfo(NUMBERS, "numbers", True, "Whole numbers as variable-length integers, floats in 4 or 8 bytes."),
-    CodecInfo(RAW, "raw", True, "Every number in its own dtype, one after the other."),
-    CodecInfo(PLANES, "planes", False, "Bytes of one significance together, each plane raw, entropy coded or by zstd."),
-    CodecInfo(DELTA, "delta", False, "Steps from numbers that the receiver holds, as planes."),
-    CodecInfo(PACKED, "packed", True, "Symbols of 1 to 8 bits, packed."),
-    CodecInfo(ORDER0, "order0", False, "Symbols entropy coded by how often each occurs."),
-    CodecInfo(CONTEXT, "context", False, "Symbols entropy coded in the context of their left and upper neighbours."),
-    CodecInfo(RADIX, "radix", True, "Class labels as digits of large numbers, close to log2(classes) bits each."),
-    CodecInfo(VARINTS, "varints", False, "Counts as variable-length integers."),
-    CodecInfo(BITS, "bits", True, "One bit for each position."),
-    CodecInfo(BYTE_RANS, "byte-rans", False, "Packed bits, entropy coded by the byte for the set's density."),
-    CodecInfo(GAP_RANS, "gap-rans", False, "Distances between positions, entropy coded for the set's density."),
-    CodecInfo(GOLOMB, "golomb", False, "Distances between positions in Golomb's code, for small sets."),
-    CodecInfo(ZSTD, "zstd", False, "Packed bits by zstd, for sets that cluster."),
-    CodecInfo(UINT32, "uint32", True, "Four bytes for each index, as papers often assume."),
-    CodecInfo(INT64, "int64", True, "Eight bytes for each index, as tensor libraries store them."),
-    CodecInfo(GAPS, "gaps", False, "Distances between positions as variable-length integers, for a handful."),
-    CodecInfo(PRIOR, "prior", False, "Mask coded bit by bit with probabilities that both ends hold."),
-    CodecInfo(CHANGE, "change", False, "Mask coded bit by bit given an earlier one that both ends hold."),
-    CodecInfo(RANKS, "ranks", False, "Positions dropped from and added to an earlier mask, each as a small set."),
-    CodecInfo(LAYERS, "layers", False, "Each tensor's positions by themselves, each with the codec that suits it."),
+    CodecInfo(NUMBERS, "numbers", "Whole numbers as variable-length integers, floats in 4 or 8 bytes."),
+    CodecInfo(RAW, "raw", "Every number in its own dtype, one after the other."),
+    CodecInfo(PLANES, "planes", "Bytes of one significance together, each plane raw, entropy coded or by zstd."),
+    CodecInfo(DELTA, "delta", "Steps from numbers that the receiver holds, as planes."),
+    CodecInfo(PACKED, "packed", "Symbols of 1 to 8 bits, packed."),
+    CodecInfo(ORDER0, "order0", "Symbols entropy coded by how often each occurs."),
+    CodecInfo(CONTEXT, "context", "Symbols entropy coded in the context of their left and upper neighbours."),
+    CodecInfo(RADIX, "radix", "Class labels as digits of large numbers, close to log2(classes) bits each."),
+    CodecInfo(VARINTS, "varints", "Counts as variable-length integers."),
+    CodecInfo(BITS, "bits", "One bit for each position."),
+    CodecInfo(BYTE_RANS, "byte-rans", "Packed bits, entropy coded by the byte for the set's density."),
+    CodecInfo(GAP_RANS, "gap-rans", "Distances between positions, entropy coded for the set's density."),
+    CodecInfo(GOLOMB, "golomb", "Distances between positions in Golomb's code, for small sets."),
+    CodecInfo(ZSTD, "zstd", "Packed bits by zstd, for sets that cluster."),
+    CodecInfo(UINT32, "uint32", "Four bytes for each index, as papers often assume."),
+    CodecInfo(INT64, "int64", "Eight bytes for each index, as tensor libraries store them."),
+    CodecInfo(GAPS, "gaps", "Distances between positions as variable-length integers, for a handful."),
+    CodecInfo(PRIOR, "prior", "Mask coded bit by bit with probabilities that both ends hold."),
+    CodecInfo(CHANGE, "change", "Mask coded bit by bit given an earlier one that both ends hold."),
+    CodecInfo(RANKS, "ranks", "Positions dropped from and added to an earlier mask, each as a small set."),
+    CodecInfo(LAYERS, "layers", "Each tensor's positions by themselves, each with the codec that suits it."),
 )
 """All codecs, in the order of their numbers."""
 
 NAMES = {info.codec_id: info.name for info in CODECS if info.codec_id != NUMBERS}
 """Names of the codecs of values."""
-
-
-def has_exact_size(codec: str) -> bool:
-    """Return whether a payload's length is known before anything is learnt; `codec` as the ledger has it."""
-    exact = {info.name: info.exact_size for info in CODECS}
-    return all(exact[name] for name in codec.split("+"))
 
 
 @dataclass(frozen=True)
@@ -104,6 +95,8 @@ class FieldSpec:
         Names of what both ends hold (see `Known`), "" for nothing.
     num_classes : int
         Of `Labels`.
+    max_kept : int
+        The most positions that `Sparse` may keep; 0 for no limit.
     """
 
     where: str
@@ -114,6 +107,7 @@ class FieldSpec:
     base: str = ""
     prior: str = ""
     num_classes: int = 0
+    max_kept: int = 0
 
     @property
     def numel(self) -> int:

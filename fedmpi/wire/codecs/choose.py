@@ -20,15 +20,23 @@ from fedmpi.wire.known import P12_ONE, Known, KnownMask, KnownProbabilities
 _ALONE = -1
 """Stands for the smallest codec of a set by itself where codecs are compared."""
 
-_SET_HEADER = 2
 _REFERENCE = 5
-"""Bytes to expect at least of a set's header and of a reference."""
+"""Bytes of a reference at least."""
 
 _LEAST_PIECE = 256
 """Bytes of a piece of a sample below which zstd is run at once."""
 
 _TABLES = 1024
 """Bytes that eight times a sample's own tables may come to."""
+
+_SMALL = 4096
+"""Positions of a set so small that everything is tried: estimates of it say little, and coding it takes no time."""
+
+_FEW = 32
+"""Every 32nd position: no more moves than these are ranked at once, which takes as long as a test of clusters."""
+
+_PIECES, _PIECE = 32, 1 / 256
+"""Pieces of a sample of what moved, each this part of it."""
 
 
 class Found(NamedTuple):
@@ -93,11 +101,10 @@ def encode_positions(choice: Choice, codec: str, allowed: frozenset[int]) -> tup
     """
     if codec in sets.set_codec_names():
         return _alone(choice.positions, codec)
-    more = {number: encode for number, encode in _codecs(choice).items() if number in allowed}
-    for number, encode in more.items():
-        if NAMES[number] == codec:
-            return number, encode()
-    return _smallest(choice, more)
+    wanted = frozenset(number for number in allowed if NAMES[number] == codec)
+    for number, coder in _coders(choice, wanted).items():
+        return number, coder.encode()
+    return _smallest(choice, _coders(choice, allowed))
 
 
 def decode_positions(
@@ -110,21 +117,23 @@ def decode_positions(
     WireError
         If the payload is not exactly one set, or what it was coded against is not held.
     """
-    where = spec.where
+    where, most = spec.where, spec.max_kept or numel
     if codec_id == LAYERS and codec_id in allowed:
         segments = segments_of(spec, numel)
         if segments is not None:
-            return Found(layers.decode_layers(payload, segments, where, offset))
+            return Found(layers.decode_layers(payload, segments, where, offset, most))
     elif codec_id == PRIOR and codec_id in allowed and spec.prior:
         prior, start = take_reference(KnownProbabilities, spec.prior, payload, known, numel, where, offset)
         bits = rans.decode_bits(payload[start:], prior.array, where, offset + start)
         return Found(Positions(numel, bits=bits), prior=prior)
     elif codec_id in (CHANGE, RANKS) and codec_id in allowed and spec.base:
         base, start = take_reference(KnownMask, spec.base, payload, known, numel, where, offset)
-        decode = change.decode_change if codec_id == CHANGE else change.decode_ranks
-        return Found(decode(payload[start:], base, where, offset + start), base=base)
+        body, offset = payload[start:], offset + start
+        if codec_id == CHANGE:
+            return Found(change.decode_change(body, base, where, offset), base=base)
+        return Found(change.decode_ranks(body, base, where, offset, most), base=base)
     elif BITS <= codec_id <= GAPS:
-        return Found(sets.decode_set(codec_id, payload, numel, where, offset))
+        return Found(sets.decode_set(codec_id, payload, numel, where, offset, most))
     raise WireError(f"{where} codec", offset=offset, expected="a codec that this field can have", got=codec_id)
 
 
@@ -133,39 +142,80 @@ def _alone(positions: Positions, codec: str = "auto") -> tuple[int, np.ndarray]:
     return coded.codec_id, coded.payload
 
 
-def _codecs(choice: Choice) -> dict[int, Callable[[], np.ndarray]]:
-    """Return what makes the payload of each codec that a set can have beyond those of sets."""
+class _Coder(NamedTuple):
+    """A way to say where.
+
+    Attributes
+    ----------
+    encode : callable
+        Returns the payload.
+    estimate : callable
+        Returns about how many bytes it has where what it codes is scattered at random.
+    may_gain : callable
+        Takes the best size so far; returns whether this way may be smaller though its estimate is not, because what
+        it codes clusters.
+    """
+
+    encode: Callable[[], np.ndarray]
+    estimate: Callable[[], float]
+    may_gain: Callable[[int], bool]
+
+
+def _coders(choice: Choice, allowed: frozenset[int]) -> dict[int, _Coder]:
+    """Return the ways that a set has beyond those of sets, of those that are allowed."""
     positions, segments, base, prior = choice
-    found: dict[int, Callable[[], np.ndarray]] = {}
-    if segments is not None:
-        found[LAYERS] = lambda: layers.encode_layers(positions, segments)
-    if prior is not None:
-        found[PRIOR] = lambda: np.concatenate([put_reference(prior), rans.encode_bits(positions.bits, prior.array)])
-    if base is not None:
-        found[RANKS] = lambda: change.encode_ranks(positions, base)
-        found[CHANGE] = lambda: change.encode_change(positions, base)
+    found: dict[int, _Coder] = {}
+    if segments is not None and LAYERS in allowed:
+        found[LAYERS] = _Coder(
+            lambda: layers.encode_layers(positions, segments),
+            lambda: _layers_nbytes(positions, segments),
+            lambda best: positions.numel <= _SMALL and layers.least_nbytes(positions, segments) < best,
+        )
+    if prior is not None and PRIOR in allowed:
+        found[PRIOR] = _Coder(
+            lambda: np.concatenate([put_reference(prior), rans.encode_bits(positions.bits, prior.array)]),
+            lambda: _REFERENCE + rans.STATES_NBYTES / 2 + _cross_entropy_nbytes(positions.bits, prior.array),
+            lambda best: False,
+        )
+    if base is not None and allowed & {CHANGE, RANKS}:
+        moves = change.moves_of(positions, base)
+        if RANKS in allowed:
+            found[RANKS] = _Coder(
+                lambda: change.encode_ranks(moves),
+                lambda: _ranks_nbytes(moves),
+                lambda best: _moves_may_cluster(moves, best),
+            )
+        if CHANGE in allowed:
+            found[CHANGE] = _Coder(
+                lambda: change.encode_change(moves),
+                lambda: _REFERENCE + change.change_nbytes(*moves.sizes),
+                lambda best: False,
+            )
     return found
 
 
-def _smallest(choice: Choice, more: dict[int, Callable[[], np.ndarray]]) -> tuple[int, np.ndarray]:
+def _smallest(choice: Choice, coders: dict[int, _Coder]) -> tuple[int, np.ndarray]:
     """Encode in the order of the estimates whatever may be smaller than the best so far; return the smallest."""
     positions = choice.positions
-    if not more:
+    if not coders:
         return _alone(positions)
     # Floats may decide here: the codec travels, and the coders' tables are integers.
     alone = set_nbytes(positions.numel, positions.count)
-    waiting = {number: _estimate(choice, number) for number in more} | {_ALONE: alone}
+    waiting = {number: coder.estimate() for number, coder in coders.items()} | {_ALONE: alone}
     best: tuple[int, np.ndarray] | None = None
     for number in sorted(waiting, key=waiting.__getitem__):
         if best is None or waiting[number] < best[1].size:
             del waiting[number]
-            best = _smaller(best, _alone(positions) if number == _ALONE else (number, more[number]()))
+            best = _smaller(best, _alone(positions) if number == _ALONE else (number, coders[number].encode()))
     assert best is not None
-    # No estimate knows how positions cluster. Where a set by itself gains by that, so may each tensor's set.
+    # No estimate knows how positions cluster.
     if _ALONE in waiting and _may_cluster(positions, best[1].size):
         best = _smaller(best, _alone(positions))
-    if LAYERS in waiting and BITS <= best[0] <= GAPS and best[1].size < alone:
-        best = _smaller(best, (LAYERS, more[LAYERS]()))
+    for number in (LAYERS, RANKS):
+        # Where a set by itself gains by that, so may each tensor's set, and what is kept or left out of a base.
+        gains = (BITS <= best[0] <= GAPS or best[0] == LAYERS) and best[1].size < alone
+        if number in waiting and (gains or coders[number].may_gain(best[1].size)):
+            best = _smaller(best, (number, coders[number].encode()))
     return best
 
 
@@ -179,35 +229,48 @@ def _may_cluster(positions: Positions, nbytes: int) -> bool:
     piece = packed.size // 64
     if piece < _LEAST_PIECE:
         return True
-    sample = packed[: packed.size // 8 * 8].reshape(8, -1)[:, :piece].reshape(-1)
-    coded = sets.encode_set(Positions(8 * sample.size, packed=sample), NAMES[ZSTD])
     # A sample repeats itself less than the whole, and pays for tables of its own.
-    return 8 * coded.payload.size < 4 * nbytes + _TABLES
+    return 8 * _zstd_nbytes(_sample(packed, 8, piece)) < 4 * nbytes + _TABLES
 
 
-def _estimate(choice: Choice, number: int) -> float:
-    positions, segments, base, prior = choice
-    if number == LAYERS:
-        assert segments is not None
-        kept = layers.counts_kept(positions, segments).tolist()
-        numels = np.diff(segments).tolist()
-        return sum(1 + set_nbytes(n, k) if 0 < k < n else 1 for n, k in zip(numels, kept, strict=True))
-    if number == PRIOR:
-        assert prior is not None
-        return _REFERENCE + rans.STATES_NBYTES / 2 + _cross_entropy_nbytes(positions.bits, prior.array)
-    assert base is not None
-    num_dropped, num_grown = change.count_moves(positions, base)
-    num_kept = int(base.indices.size)
-    num_others = base.array.size - num_kept
-    if number == CHANGE:
-        return _REFERENCE + change.change_nbytes(num_dropped, num_grown, num_kept, num_others)
-    return _REFERENCE + 2 + set_nbytes(num_kept, num_dropped) + set_nbytes(num_others, num_grown)
+def _moves_may_cluster(moves: change.Moves, best: int) -> bool:
+    """Return whether ranks may come below a size, though they would not at random."""
+    numel, num_moved = moves.positions.numel, moves.num_dropped + moves.num_grown
+    if numel <= _SMALL or num_moved <= numel // _FEW:
+        return True
+    # The sets of ranks cluster about as the moves do: by as much as zstd needs less for these than for random ones.
+    size = moves.changed.size
+    sample = _sample(moves.changed, _PIECES, max(int(size * _PIECE), 1)) if size > 1 << 13 else moves.changed
+    return _zstd_nbytes(sample) * size / sample.size * _ranks_nbytes(moves) < best * set_nbytes(numel, num_moved)
+
+
+def _sample(packed: np.ndarray, pieces: int, length: int) -> np.ndarray:
+    """Return pieces of packed bits from all over them, one after the other."""
+    return packed[: packed.size // pieces * pieces].reshape(pieces, -1)[:, :length].reshape(-1)
+
+
+def _zstd_nbytes(packed: np.ndarray) -> int:
+    return sets.encode_set(Positions(8 * packed.size, packed=packed), NAMES[ZSTD]).payload.size
+
+
+def _layers_nbytes(positions: Positions, segments: np.ndarray) -> float:
+    kept = layers.counts_kept(positions, segments).tolist()
+    numels = np.diff(segments).tolist()
+    return sum(1 + set_nbytes(n, k) if 0 < k < n else min(n, 1) for n, k in zip(numels, kept, strict=True))
+
+
+def _ranks_nbytes(moves: change.Moves) -> float:
+    num_dropped, num_grown, num_kept, num_others = moves.sizes
+    dropped = 1 + set_nbytes(num_kept, num_dropped) if num_dropped else 0
+    return _REFERENCE + 1 + dropped + (set_nbytes(num_others, num_grown) if num_grown else 0)
 
 
 def set_nbytes(numel: int, count: int) -> float:
-    """Estimate from below the size of a set that does not cluster: log2 C(n, k) bits and a header, or all bits."""
-    nbits = (math.lgamma(numel + 1) - math.lgamma(count + 1) - math.lgamma(numel - count + 1)) / math.log(2)
-    return min(numel / 8, _SET_HEADER + nbits / 8)
+    """Estimate from below the size of a set at random: log2 C(n, k) bits and a header, a byte a gap, or all bits."""
+    nbytes = (math.lgamma(numel + 1) - math.lgamma(count + 1) - math.lgamma(numel - count + 1)) / (8 * math.log(2))
+    header = ((2 * min(count, numel - count) | 1).bit_length() + 6) // 7
+    long_gaps = count * (1 - count / numel) ** 128 if numel > 128 else 0  # of two bytes where seven bits are too few
+    return min(numel / 8, header + nbytes, count + long_gaps)
 
 
 _COSTS = np.round(-np.log2(np.arange(1, P12_ONE + 1) / P12_ONE) * (1 << 16)).astype(np.int64)

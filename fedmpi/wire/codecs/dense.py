@@ -26,8 +26,8 @@ class DenseFormat:
             raise ValueError(f"{spec.where}: expected a contiguous vector of {spec.dtype}, got {got}")
         if not spec.accepts(array.size):
             raise ValueError(f"{spec.where}: expected {spec.length_words} numbers, got {array.size}")
-        if value.base is not None and not spec.base:
-            raise ValueError(f"{spec.where} declares no base, got one")
+        if value.base is not None:
+            _check_base(value.base.array, spec)
         raw = array.view(np.uint8)
         best, payload = RAW, raw
         if wire.dense in ("auto", "planes"):
@@ -36,14 +36,11 @@ class DenseFormat:
             coded = encode_planes(array, spec.dtype, at_most=spec.at_most)
             if wire.dense == "planes" or coded.size < payload.size:
                 best, payload = PLANES, coded
-        if value.base is not None and wire.dense in ("auto", "delta"):
+        # A receiver's base is as long as the field allows: a shorter vector has none to step from.
+        if value.base is not None and array.size == spec.numel and wire.dense in ("auto", "delta"):
             from fedmpi.wire.codecs.planes import encode_delta
 
-            base = value.base.array
-            if not array.size == base.size == spec.numel or base.dtype != kind:
-                expected = f"a vector and a base of {spec.numel} {kind}"
-                raise ValueError(f"{spec.where}: expected {expected}, got {array.size} and {base.size} {base.dtype}")
-            coded = np.concatenate([put_reference(value.base), encode_delta(array, base, spec.dtype)])
+            coded = np.concatenate([put_reference(value.base), encode_delta(array, value.base.array, spec.dtype)])
             if wire.dense == "delta" or coded.size < payload.size:
                 best, payload = DELTA, coded
         return Encoded(best, NAMES[best], _DTYPE_CODES[spec.dtype], payload, 0, payload.size)
@@ -83,6 +80,15 @@ class DenseFormat:
         from fedmpi.wire.codecs import planes
 
         planes.warm_up()
+
+
+def _check_base(base: np.ndarray, spec: FieldSpec) -> None:
+    if not spec.base:
+        raise ValueError(f"{spec.where} declares no base, got one")
+    kind = storage(spec.dtype)
+    if base.size != spec.numel or base.dtype != kind:
+        expected, got = f"{spec.numel} {kind}", f"{base.size} {base.dtype}"
+        raise ValueError(f"{spec.where}: expected a base of {expected}, got {got}")
 
 
 FORMAT = DenseFormat()

@@ -21,7 +21,7 @@ from fedmpi.wire.codecs.sets.int64 import Int64
 from fedmpi.wire.codecs.sets.uint32 import Uint32
 from fedmpi.wire.codecs.sets.zstd import Zstd
 
-__all__ = ["EncodedSet", "Positions", "decode_set", "encode_set", "set_codec_names", "set_coders", "warm_up"]
+__all__ = ["EncodedSet", "Positions", "decode_set", "encode_set", "set_codec_names", "warm_up"]
 
 AUTO = "auto"
 """Name that stands for the smallest."""
@@ -38,11 +38,6 @@ class EncodedSet:
     codec_id: int
     name: str
     payload: np.ndarray
-
-
-def set_coders() -> tuple[SetCoder, ...]:
-    """Return the coders in the order of their numbers; the first line of a coder's docstring describes it."""
-    return _CODERS
 
 
 def set_codec_names() -> tuple[str, ...]:

@@ -34,6 +34,9 @@ _CLOSE = 1.003
 _CLOSE_NBYTES = 16
 """Estimates nearer to the least one than this are no judgement: the payloads themselves are compared."""
 
+_SMALL_NBYTES = 512
+"""Packed bytes below which all payloads are compared: what lanes and tables take is a matter of luck there."""
+
 
 class QuantizedFormat:
     """Symbols of 1 to 8 bits with their scales.
@@ -202,12 +205,13 @@ def _encode_symbols(
     grouped = group(classified.counts)
     if wanted == "context":
         return CONTEXT, encode_in_context(stored, shape, classified, grouped.starts)
+    is_small = packed < _SMALL_NBYTES
     estimates = {ORDER0: grouped.single_nbits / 8 + STATES_NBYTES}
-    if grouped.starts.sum() > 1:
+    if grouped.starts.sum() > 1 or is_small:
         estimates[CONTEXT] = grouped.nbits / 8 + STATES_NBYTES
     enough = min(packed, *estimates.values()) * _CLOSE + _CLOSE_NBYTES
     best, payload = PACKED, None
-    for codec_id in (codec_id for codec_id, nbytes in estimates.items() if nbytes <= enough):
+    for codec_id in (number for number, nbytes in estimates.items() if is_small or nbytes <= enough):
         if codec_id == ORDER0:
             coded = _encode_order0(stored, classified)
         else:

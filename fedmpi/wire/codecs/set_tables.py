@@ -8,12 +8,15 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numba import njit
 
 SET_SCALE_BITS = 14
 """Scale of these tables."""
 
 GAP_SYMBOLS = 48
 """Gaps of 0 to 46 units, and the symbol that says 47 units and more to come."""
+
+_HALF, _LOW, _ROUNDED = np.uint64(32), np.uint64(0xFFFFFFFF), np.uint64(64 - SET_SCALE_BITS)
 
 _BITS_OF_BYTE = np.array([byte.bit_count() for byte in range(256)])
 
@@ -34,7 +37,7 @@ def _table(freqs: np.ndarray) -> np.ndarray:
     return table
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _byte_table(probability: int) -> np.ndarray:
     rest = 65536 - probability
     by_ones = _frequencies([probability**ones * rest ** (8 - ones) for ones in range(9)], 65536**8)
@@ -59,19 +62,45 @@ def gap_shift(num_kept: int, numel: int) -> int:
     return max((numel // (4 * num_kept)).bit_length() - 1, 0)
 
 
-@lru_cache(maxsize=64)
+@njit(cache=True)
+def _high_word(a, b):  # type: ignore[no-untyped-def]
+    """Return a * b >> 64 of uint64s."""
+    a_high, a_low = a >> _HALF, a & _LOW
+    b_high, b_low = b >> _HALF, b & _LOW
+    middle = a_high * b_low + (a_low * b_low >> _HALF)
+    return a_high * b_high + (middle >> _HALF) + (a_low * b_high + (middle & _LOW) >> _HALF)
+
+
+@njit(cache=True)
+def _fill_gap_table(stay, shift, freqs):  # type: ignore[no-untyped-def]
+    """Fill `freqs` for gaps that go on with probability stay / 2^64."""
+    for _ in range(shift):
+        stay = _high_word(stay, stay)
+    one = np.uint64(1)
+    reach = stay
+    weight = np.uint64(0) - stay  # of 2^64: what does not go on
+    total = np.int64(0)
+    likeliest = 0
+    for high in range(freqs.size):
+        # Rounded to a multiple of 2^-14, none below 1.
+        freqs[high] = np.uint32(max((weight >> _ROUNDED) + (weight >> (_ROUNDED - one) & one), one))
+        total += np.int64(freqs[high])
+        if freqs[high] > freqs[likeliest]:
+            likeliest = high
+        further = _high_word(reach, stay)
+        weight = reach if high == freqs.size - 2 else reach - further
+        reach = further
+    freqs[likeliest] += np.uint32((np.int64(1) << SET_SCALE_BITS) - total)
+
+
+@lru_cache(maxsize=1024)
 def gap_table(num_kept: int, numel: int, shift: int) -> np.ndarray:
     """Return the frequencies of a gap's high bits in a random set, uint32 of shape (GAP_SYMBOLS,), read-only.
 
     A gap counts the positions left out before one of the k of n: P(gap >= g) = (1 - k / n)^g.
     """
-    one = 1 << 64
     stay = ((numel - num_kept) << 64) // numel
-    for _ in range(shift):
-        stay = stay * stay >> 64
-    weights, reach = [], one
-    for _ in range(GAP_SYMBOLS - 1):
-        further = reach * stay >> 64
-        weights.append(reach - further)
-        reach = further
-    return _table(_frequencies([*weights, reach], one))
+    freqs = np.empty(GAP_SYMBOLS, np.uint32)
+    _fill_gap_table(np.uint64(stay), np.int64(shift), freqs)
+    freqs.flags.writeable = False  # it is kept for the next caller
+    return freqs

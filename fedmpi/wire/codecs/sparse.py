@@ -41,6 +41,8 @@ class SparseFormat:
         choose.check_references(spec, numel, value.base)
         choice = choose.Choice(positions, choose.segments_of(spec, numel), value.base)
         num_values = value.values.numel if isinstance(value.values, Quantized) else value.values.size
+        if spec.max_kept and indices.size > spec.max_kept:
+            raise ValueError(f"{spec.where}: expected at most {spec.max_kept} positions kept, got {indices.size}")
         if num_values != indices.size:
             raise ValueError(f"{spec.where}: expected a value for each of {indices.size} indices, got {num_values}")
         if value.dtype != spec.dtype:

@@ -63,6 +63,7 @@ def _check_mask(value: Mask, spec: FieldSpec) -> None:
 
 def _check_sparse(value: Sparse, spec: FieldSpec) -> None:
     assert spec.accepts(value.size) and value.dtype == spec.dtype
+    assert not spec.max_kept or value.indices.size <= spec.max_kept
     _check_vector(value.indices, np.int64, spec.where)
     assert (np.diff(value.indices) > 0).all()
     assert value.indices.size == 0 or 0 <= value.indices[0] <= value.indices[-1] < value.size

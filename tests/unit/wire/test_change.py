@@ -13,19 +13,25 @@ from fedmpi.config import WireConfig
 from fedmpi.errors import WireError
 from fedmpi.wire.codecs.base import BITS, UINT32, FieldSpec, format_of
 from fedmpi.wire.codecs.change import (
+    Moves,
     change_nbytes,
-    count_moves,
     decode_change,
     decode_ranks,
     encode_change,
     encode_ranks,
+    moves_of,
 )
 from fedmpi.wire.codecs.positions import Positions
 from fedmpi.wire.codecs.reference import put_reference
 from fedmpi.wire.known import KnownMask
 from fedmpi.wire.values import Mask
 
-CODERS = {"ranks": (encode_ranks, decode_ranks), "change": (encode_change, decode_change)}
+
+def decode_any_ranks(payload: np.ndarray, base: KnownMask, where: str, offset: int) -> Positions:
+    return decode_ranks(payload, base, where, offset, base.array.size)
+
+
+CODERS = {"ranks": (encode_ranks, decode_any_ranks), "change": (encode_change, decode_change)}
 
 
 def log2_choose(n: int, k: int) -> float:
@@ -46,7 +52,7 @@ def moved(bits: np.ndarray, num_dropped: int, num_grown: int) -> np.ndarray:
 
 def body(codec: str, bits: np.ndarray, base: KnownMask) -> np.ndarray:
     """Return a payload without its reference."""
-    payload = CODERS[codec][0](Positions.from_mask(bits), base)
+    payload = CODERS[codec][0](moves_of(Positions.from_mask(bits), base))
     reference = put_reference(base)
     assert np.array_equal(payload[: reference.size], reference)
     return payload[reference.size :]
@@ -93,7 +99,10 @@ def test_an_unchanged_mask_costs_a_byte_beside_its_reference() -> None:
 
 def test_moves_are_counted() -> None:
     base = base_of(0.2, 999)
-    assert count_moves(Positions.from_mask(moved(base.array, 12, 30)), base) == (12, 30)
+    moves = moves_of(Positions.from_mask(moved(base.array, 12, 30)), base)
+    assert isinstance(moves, Moves)
+    assert (moves.num_dropped, moves.num_grown) == (12, 30)
+    assert int(np.bitwise_count(moves.changed).sum()) == 42
 
 
 @pytest.mark.parametrize(("num_dropped", "num_grown"), [(0, 0), (5, 5), (300, 40), (4000, 9000)])
@@ -136,6 +145,15 @@ def assert_safe(codec: str, payload: np.ndarray) -> None:
         return
     assert found.bits.shape == (203,)
     assert found.bits.max() <= 1
+
+
+@pytest.mark.parametrize(("num_dropped", "num_grown"), [(0, 0), (40, 0), (0, 25), (40, 25), (61, 1)])
+def test_ranks_of_more_positions_than_allowed_are_refused(num_dropped: int, num_grown: int) -> None:
+    bits = moved(BASE.array, min(num_dropped, BASE.count), num_grown)
+    payload, count = body("ranks", bits, BASE), int(bits.sum())
+    assert decode_ranks(payload, BASE, "Test", 0, count).count == count
+    with pytest.raises(WireError, match=r"count: .*expected at most"):
+        decode_ranks(payload, BASE, "Test", 0, count - 1)
 
 
 def header(*numbers: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedmpi.errors import WireError
 from fedmpi.wire.codecs.base import BITS, GOLOMB
-from fedmpi.wire.codecs.layers import counts_kept, decode_layers, encode_layers
+from fedmpi.wire.codecs.layers import counts_kept, decode_layers, encode_layers, least_nbytes
 from fedmpi.wire.codecs.positions import Positions, encode_set
 
 
@@ -42,7 +43,7 @@ def test_a_density_a_tensor_costs_little_more_than_the_bound(scale: float, most:
     payload = encode_layers(positions, segments)
     assert payload.size <= most * bound
     assert payload.size < encode_set(positions).payload.size
-    assert np.array_equal(decode_layers(payload, segments, "Test", 0).bits, bits)
+    assert np.array_equal(decode_layers(payload, segments, "Test", 0, int(segments[-1])).bits, bits)
 
 
 @pytest.mark.parametrize(("kept", "nbytes"), [([], 1), (range(32), 1), ([3], 3), (range(0, 32, 2), 5)])
@@ -62,6 +63,31 @@ def test_kept_positions_are_counted_tensor_by_tensor() -> None:
     assert counts_kept(positions, tensors([1, 0, 4, 3, 1])).tolist() == [1, 0, 2, 0, 1]
 
 
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, 40), max_size=12), st.floats(0, 1), st.integers(0, 2**32 - 1))
+def test_a_mask_s_positions_are_counted_without_being_listed(sizes: list[int], density: float, seed: int) -> None:
+    segments = tensors(sizes)
+    bits = np.random.default_rng(seed).random(segments[-1]) < density
+    positions = Positions.from_mask(bits)
+    wanted = [int(bits[start:end].sum()) for start, end in pairwise(segments)]
+    assert counts_kept(positions, segments).tolist() == wanted
+    assert not positions.is_listed
+    assert least_nbytes(positions, segments) <= encode_layers(Positions.from_mask(bits), segments).size
+    listed = Positions.from_indices(np.flatnonzero(bits), bits.size)
+    assert counts_kept(listed, segments).tolist() == wanted
+    assert np.array_equal(encode_layers(positions, segments), encode_layers(listed, segments))
+
+
+@pytest.mark.parametrize("density", [0.02, 0.4, 0.95, 1])
+def test_more_positions_than_allowed_are_refused(density: float) -> None:
+    bits = np.random.default_rng(0).random(543) < density
+    payload, count = encode_layers(Positions.from_mask(bits), SEGMENTS), int(bits.sum())
+    assert decode_layers(payload, SEGMENTS, "Test", 0, count).count == count
+    for most in (count - 1, count // 2, 0):
+        with pytest.raises(WireError, match=r"tensor \d count: .*expected at most \d+ positions"):
+            decode_layers(payload, SEGMENTS, "Test", 0, most)
+
+
 @settings(max_examples=80)
 @given(st.lists(st.tuples(st.integers(0, 400), st.floats(0, 1)), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
 def test_any_set_comes_back(parts: list[tuple[int, float]], seed: int) -> None:
@@ -69,7 +95,7 @@ def test_any_set_comes_back(parts: list[tuple[int, float]], seed: int) -> None:
     segments = tensors([numel for numel, _ in parts])
     bits = np.concatenate([rng.random(numel) < density for numel, density in parts])
     payload = encode_layers(Positions.from_mask(bits), segments)
-    found = decode_layers(payload, segments, "Test", 0)
+    found = decode_layers(payload, segments, "Test", 0, int(segments[-1]))
     assert found.numel == bits.size
     assert np.array_equal(found.bits, bits)
     assert np.array_equal(found.indices, np.flatnonzero(bits))
@@ -82,7 +108,7 @@ SEGMENTS = tensors([40, 500, 3])
 @given(st.binary(max_size=120))
 def test_random_payloads_are_refused_or_are_sets(payload: bytes) -> None:
     try:
-        found = decode_layers(np.frombuffer(bytearray(payload), np.uint8), SEGMENTS, "Test", 0)
+        found = decode_layers(np.frombuffer(bytearray(payload), np.uint8), SEGMENTS, "Test", 0, 543)
     except WireError:
         return
     assert found.bits.size == 543
@@ -108,6 +134,6 @@ def test_random_payloads_are_refused_or_are_sets(payload: bytes) -> None:
 )
 def test_bad_bytes_are_refused_in_words(payload: list[int], offset: int, words: str) -> None:
     with pytest.raises(WireError) as error:
-        decode_layers(np.array(payload, np.uint8), SEGMENTS, "Test", 10)
+        decode_layers(np.array(payload, np.uint8), SEGMENTS, "Test", 10, 543)
     assert words in str(error.value)
     assert error.value.offset == offset

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from fedmpi.wire.codecs.base import FieldSpec
-from fedmpi.wire.message import KINDS, Declared, Message, NumberField, Schema, ValueField, dense, message
-from fedmpi.wire.values import Dense
+from fedmpi.wire.message import KINDS, Declared, Message, NumberField, Schema, ValueField, dense, message, sparse
+from fedmpi.wire.values import Dense, Sparse
 
 
 @pytest.fixture(autouse=True)
@@ -131,6 +131,19 @@ def test_specs_resolve_sizes_by_name() -> None:
     assert Schema({"params": 13}, 1).specs(cls)[0].numel == 13
     with pytest.raises(KeyError, match="params"):
         Schema({}, 1).specs(cls)
+
+
+def test_the_most_that_sparse_values_keep_is_a_number_or_a_size() -> None:
+    cls = declare(
+        "t-kept",
+        a=(Sparse, sparse("params")),
+        b=(Sparse, sparse("params", max_kept=5)),
+        c=(Sparse, sparse("params", max_kept="budget")),
+    )
+    specs = Schema({"params": 12, "budget": 7}, 1).specs(cls)
+    assert [spec.max_kept for spec in specs] == [0, 5, 7]
+    with pytest.raises(KeyError, match="budget"):
+        Schema({"params": 12}, 1).specs(cls)
 
 
 def test_figures_of_a_message() -> None:

@@ -211,6 +211,22 @@ def test_symbols_alone_take_what_another_coder_takes(bits: int) -> None:
     assert abs(encode(value, codec="order0").payload.size - nbytes) <= 0.01 * nbytes
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    st.integers(1, 8),
+    st.floats(0.1, 1.5),
+    st.integers(0, 2**32 - 1),
+)
+def test_auto_is_the_smallest_of_few_symbols(shape: list[int], bits: int, spread: float, seed: int) -> None:
+    while math.prod(shape) * bits >= 8 * 512:
+        shape = shape[1:]
+    numbers = np.abs(np.random.default_rng(seed).standard_normal(shape)) * spread * (1 << bits) / 2
+    value = of_one_scale(np.minimum(numbers, (1 << bits) - 1).astype(np.uint8), bits)
+    sizes = [encode(value, codec=codec).payload.size for codec in ("packed", "order0", "context")]
+    assert encode(value).payload.size == min(sizes)
+
+
 @pytest.mark.parametrize("source", ["trained", "relu", "normal"])
 @pytest.mark.parametrize("samples", [0, 1, 3])
 @pytest.mark.parametrize("bits", [1, 2, 5, 8])

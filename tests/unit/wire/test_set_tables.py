@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given, settings
@@ -42,6 +43,24 @@ def test_the_gap_table_is_the_geometric_one() -> None:
     wanted = TOTAL * (1 - stay) * stay ** np.arange(GAP_SYMBOLS - 1)
     assert np.abs(freqs[:-1] - wanted).max() < 10
     assert abs(freqs[-1] - TOTAL * stay ** (GAP_SYMBOLS - 1)) < 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 10**12), st.data())
+def test_the_gap_table_is_what_its_definition_says_in_integers_of_any_size(numel: int, data: st.DataObject) -> None:
+    num_kept = max(1, numel // data.draw(st.integers(1, numel)))
+    shift = gap_shift(num_kept, numel)
+    stay = ((numel - num_kept) << 64) // numel
+    for _ in range(shift):
+        stay = stay * stay >> 64
+    reaches = [1 << 64]
+    for _ in range(GAP_SYMBOLS - 1):
+        reaches.append(reaches[-1] * stay >> 64)
+    weights = [*(reach - further for reach, further in pairwise(reaches)), reaches[-1]]
+    wanted = [max(1, (weight * TOTAL + (1 << 63)) >> 64) for weight in weights]
+    likeliest = wanted.index(max(wanted))
+    wanted[likeliest] += TOTAL - sum(wanted)
+    assert gap_table(num_kept, numel, shift).tolist() == wanted
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -150,6 +152,40 @@ def test_a_value_that_is_not_what_the_field_declares_is_refused_in_words(value: 
     with pytest.raises(ValueError, match=re.escape(words)) as error:
         encode(value)
     assert "Test.update" in str(error.value)
+
+
+@pytest.mark.parametrize("codec", [*POSITIONS, "auto"])
+def test_more_positions_than_a_field_allows_are_refused_at_both_ends(codec: str) -> None:
+    value = value_of(near_base(), BASE)
+    count = value.indices.size
+    section = encode(value, dataclasses.replace(SPEC, max_kept=count), sparse=codec)
+    assert section.payload.tobytes() == encode(value, sparse=codec).payload.tobytes()
+    found = decode(section.codec_id, section.param, section.payload, dataclasses.replace(SPEC, max_kept=count)).value
+    assert found.num_kept == count
+    fewer = dataclasses.replace(SPEC, max_kept=count - 1)
+    with pytest.raises(ValueError, match=rf"Test\.update: expected at most {count - 1} positions kept, got {count}"):
+        encode(value, fewer, sparse=codec)
+    with pytest.raises(WireError, match=r"Test\.update.* count: .*expected at most \d+ positions"):
+        decode(section.codec_id, section.param, section.payload, fewer)
+
+
+@pytest.mark.parametrize("codec", ["byte-rans", "zstd", "layers", "ranks"])
+def test_too_many_positions_are_refused_before_there_is_room_for_them(codec: str) -> None:
+    numel = 4_000_000
+    base = KnownMask(np.zeros(numel, np.bool_), 5)
+    known = Known()
+    known.hold("before", base)
+    spec = FieldSpec("Test.update", "float32", (numel,), segments=np.array([0, numel]), base="before")
+    value = Sparse(numel, np.arange(numel), np.zeros(numel, np.float32), base=base)
+    section = encode(value, spec, sparse=codec)
+    assert base.packed.size == numel // 8  # made, and not to be counted below
+    tracemalloc.start()
+    try:
+        with pytest.raises(WireError, match="count: "):
+            decode(section.codec_id, section.param, section.payload, dataclasses.replace(spec, max_kept=1000), known)
+        assert tracemalloc.get_traced_memory()[1] < numel // 2
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_base_that_the_field_does_not_declare_is_refused_in_words() -> None:

@@ -9,7 +9,7 @@ from numba import njit
 
 from fedmpi.errors import WireError
 from fedmpi.wire.codecs.bitpack import stream_of
-from fedmpi.wire.codecs.numbers import put_varint, take_varint
+from fedmpi.wire.codecs.numbers import MAX_VARINT_NBYTES, put_varint, take_varint
 from fedmpi.wire.codecs.plane_kernels import histogram
 
 _ONE = np.uint64(1)
@@ -51,6 +51,13 @@ def _increase_below(indices, numel):  # type: ignore[no-untyped-def]
             return False
         before = index
     return before < numel
+
+
+def count_bits(packed: np.ndarray) -> int:
+    """Return how many bits of a contiguous vector of uint8 are 1."""
+    whole = packed.size - packed.size % 8
+    in_words = np.bitwise_count(packed[:whole].view(np.uint64)).sum(dtype=np.int64)
+    return int(in_words + np.bitwise_count(packed[whole:]).sum(dtype=np.int64))
 
 
 class Positions:
@@ -122,10 +129,7 @@ class Positions:
                 self._count = self._indices.size
             else:
                 # Packed in words this is faster than counting the bytes of a mask, and coders pack it anyway.
-                packed = self.packed
-                whole = packed.size - packed.size % 8
-                in_words = np.bitwise_count(packed[:whole].view(np.uint64)).sum(dtype=np.int64)
-                self._count = int(in_words + np.bitwise_count(packed[whole:]).sum(dtype=np.int64))
+                self._count = count_bits(self.packed)
         return self._count
 
     @property
@@ -150,6 +154,11 @@ class Positions:
                 self._packed = np.zeros((self.numel + 7) // 8, np.uint8)
                 _set_bits(self._indices, self._packed)
         return self._packed
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether `indices` are there already, rather than to be made from bits."""
+        return self._indices is not None
 
     @property
     def indices(self) -> np.ndarray:
@@ -208,9 +217,18 @@ class SetCoder(Protocol):
 def put_count(positions: Positions) -> bytes:
     """Return the header of a coder of minorities: the varint 2 k', plus 1 if k' counts the positions left out."""
     out = bytearray()
-    count = positions.count
-    put_varint(2 * min(count, positions.numel - count) + (2 * count > positions.numel), out)
+    put_varint(_count_number(positions), out)
     return bytes(out)
+
+
+def count_nbytes(positions: Positions) -> int:
+    """Return the length of what `put_count` makes."""
+    return (max(_count_number(positions).bit_length(), 1) + 6) // 7
+
+
+def _count_number(positions: Positions) -> int:
+    count = positions.count
+    return 2 * min(count, positions.numel - count) + (2 * count > positions.numel)
 
 
 def take_count(
@@ -229,7 +247,7 @@ def take_count(
     offset : int
         Where in the frame that is.
     """
-    number, position = take_varint(payload[:10].tobytes(), 0, offset)
+    number, position = take_varint(payload[:MAX_VARINT_NBYTES].tobytes(), 0, offset)
     fewer, flipped = number >> 1, bool(number & 1)
     if 2 * fewer > numel:
         raise WireError(f"{where} count", offset=offset, expected=f"at most half of {numel}", got=fewer)

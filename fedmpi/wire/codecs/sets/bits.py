@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from fedmpi.errors import WireError
+from fedmpi.wire.codecs.base import BITS, NAMES
 from fedmpi.wire.codecs.sets.base import Positions, from_packed
 
 
 class Bits:
     """One bit a position and nothing else, as papers count a mask; the smallest where about half are in the set."""
 
-    codec_id = 16
-    name = "bits"
+    codec_id = BITS
+    name = NAMES[BITS]
 
     def least_nbytes(self, positions: Positions) -> int:
         return (positions.numel + 7) // 8

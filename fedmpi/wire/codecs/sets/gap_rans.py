@@ -6,11 +6,12 @@ import numpy as np
 from numba import njit
 
 from fedmpi.errors import WireError
+from fedmpi.wire.codecs.base import GAP_RANS, NAMES
 from fedmpi.wire.codecs.bitpack import new_stream, packed_nbytes, put_bits, stream_bytes, stream_of, take_bits
-from fedmpi.wire.codecs.numbers import put_varint, take_varint
+from fedmpi.wire.codecs.numbers import MAX_VARINT_NBYTES, put_varint, take_varint
 from fedmpi.wire.codecs.rans import decode_symbols, encode_symbols, least_nbytes
 from fedmpi.wire.codecs.set_tables import GAP_SYMBOLS, SET_SCALE_BITS, gap_shift, gap_table
-from fedmpi.wire.codecs.sets.base import Positions, from_minority, put_count, take_count
+from fedmpi.wire.codecs.sets.base import Positions, count_nbytes, from_minority, put_count, take_count
 from fedmpi.wire.codecs.sets.histograms import count_gaps
 
 _MORE = GAP_SYMBOLS - 1
@@ -64,12 +65,12 @@ def _take_gaps(symbols, stream, shift, numel, indices):  # type: ignore[no-untyp
 class GapRans:
     """Gaps between positions, coded with the odds of a random set; best below 10 % from some thousand positions on."""
 
-    codec_id = 18
-    name = "gap-rans"
+    codec_id = GAP_RANS
+    name = NAMES[GAP_RANS]
 
     def least_nbytes(self, positions: Positions) -> int:
         few = positions.minority
-        nbytes = len(put_count(positions))
+        nbytes = count_nbytes(positions)
         if few.count == 0:
             return nbytes
         shift = gap_shift(few.count, few.numel)
@@ -102,7 +103,7 @@ class GapRans:
         if fewer == 0:
             return from_minority(numel, indices, flipped)
         shift = gap_shift(fewer, numel)
-        extra, position = take_varint(body[:10].tobytes(), 0, offset)
+        extra, position = take_varint(body[:MAX_VARINT_NBYTES].tobytes(), 0, offset)
         if extra > _most_extra(numel, shift):
             expected = f"at most {_most_extra(numel, shift)} continued gaps"
             raise WireError(f"{where} gaps", offset=offset, expected=expected, got=extra)

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from fedmpi.errors import WireError
+from fedmpi.wire.codecs.base import GAPS, NAMES
 from fedmpi.wire.codecs.sets.base import Positions, check_count
 
 _MAX_NBYTES = 9
@@ -55,8 +56,8 @@ def _take_gaps(payload, numel, indices):  # type: ignore[no-untyped-def]
 class Gaps:
     """Gaps between positions as varints of seven bits a byte; smallest for a handful of positions."""
 
-    codec_id = 23
-    name = "gaps"
+    codec_id = GAPS
+    name = NAMES[GAPS]
 
     def least_nbytes(self, positions: Positions) -> int:
         return positions.count

@@ -6,9 +6,10 @@ import numpy as np
 from numba import njit
 
 from fedmpi.errors import WireError
+from fedmpi.wire.codecs.base import GOLOMB, NAMES
 from fedmpi.wire.codecs.bitpack import new_stream, put_bits, stream_bytes, stream_of, take_bits
 from fedmpi.wire.codecs.set_tables import GAP_SYMBOLS
-from fedmpi.wire.codecs.sets.base import Positions, from_minority, lowest_bit, put_count, take_count
+from fedmpi.wire.codecs.sets.base import Positions, count_nbytes, from_minority, lowest_bit, put_count, take_count
 from fedmpi.wire.codecs.sets.histograms import count_gaps, is_dense
 
 _ONE = np.uint64(1)
@@ -112,12 +113,12 @@ def _take_gaps(stream, end, modulus, width, numel, indices):  # type: ignore[no-
 class Golomb:
     """Gaps between positions in a Golomb code whose modulus follows from k and n; best for few positions."""
 
-    codec_id = 19
-    name = "golomb"
+    codec_id = GOLOMB
+    name = NAMES[GOLOMB]
 
     def least_nbytes(self, positions: Positions) -> int:
         few = positions.minority
-        header = len(put_count(positions))
+        header = count_nbytes(positions)
         if few.count == 0:
             return header
         modulus = _modulus(few.count, few.numel)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from fedmpi.errors import WireError
+from fedmpi.wire.codecs.base import INT64, NAMES
 from fedmpi.wire.codecs.sets.base import Positions, check_count, from_listed
 
 
 class Int64:
     """Eight bytes an index, as an implementation sends that keeps torch's own index dtype."""
 
-    codec_id = 22
-    name = "int64"
+    codec_id = INT64
+    name = NAMES[INT64]
 
     def least_nbytes(self, positions: Positions) -> int:
         return 8 * positions.count

@@ -7,14 +7,15 @@ import sys
 import numpy as np
 
 from fedmpi.errors import WireError
+from fedmpi.wire.codecs.base import NAMES, UINT32
 from fedmpi.wire.codecs.sets.base import Positions, check_count, from_listed
 
 
 class Uint32:
     """Four bytes an index, as papers count a sparse update of 32-bit indices."""
 
-    codec_id = 21
-    name = "uint32"
+    codec_id = UINT32
+    name = NAMES[UINT32]
 
     def least_nbytes(self, positions: Positions) -> int:
         return 4 * positions.count if positions.numel <= 1 << 32 else sys.maxsize

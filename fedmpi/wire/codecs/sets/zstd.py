@@ -5,19 +5,24 @@ from __future__ import annotations
 import numpy as np
 
 from fedmpi.wire.codecs import zstd
+from fedmpi.wire.codecs.base import NAMES, ZSTD
 from fedmpi.wire.codecs.sets.base import Positions, from_packed
 
 _LEVEL = 3
+
+_LEAST_NBYTES = 6
+"""A frame's header of 2 bytes, a block's of 3, and one byte that all of the block equals."""
 
 
 class Zstd:
     """Zstandard, level 3, of the packed bits; best where positions cluster, as top-k of rows and columns does."""
 
-    codec_id = 20
-    name = "zstd"
+    codec_id = ZSTD
+    name = NAMES[ZSTD]
 
     def least_nbytes(self, positions: Positions) -> int:
-        return 1  # its size cannot be told without running it, which is fast
+        # Its size cannot be told without running it, which is fast.
+        return _LEAST_NBYTES if positions.minority.count else 1
 
     def encode(self, positions: Positions) -> np.ndarray:
         if positions.minority.count == 0:
