@@ -1,15 +1,18 @@
-"""Plot test accuracy against megabytes sent, down and up together, as measured; one line a run.
+"""Plot test accuracy against megabytes sent, as measured; one line a run.
 
-python analysis/accuracy_vs_bytes.py RUN [RUN ...] -o OUT.png
+python analysis/accuracy_vs_bytes.py RUN [RUN ...] -o OUT.png [--direction up]
 
-RUN is the folder of a run or a ledger. Runs in which no round was tested are left out, with a warning.
+RUN is the folder of a run or a ledger. Runs in which no round was tested are left out, with a warning. Runs of the same
+algorithm are told apart by the settings in which they differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,13 +30,22 @@ from fedmpi.ledger.reader import Ledger
 # Okabe and Ito's colours, which also the colour-blind tell apart; the markers do so in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
-# Where curves coincide all are seen: each next line is thinner than the one that it lies on, and has gaps of its own.
-DASHES = ("-", (0, (4, 2)), (0, (1.2, 1.6)), (0, (6, 1.5, 1.2, 1.5)))
-THINNEST, STEP, MAX_STEPS = 1.8, 1.5, 4  # line widths in points
-# Closer than this, in the mean over the tests, two lines of the usual width hide each other.
+LINE_WIDTH = 1.8  # points
+DASH = 4  # line widths
+NUM_MARKERS = 15  # of a curve that lies alone, about
+LABEL_WIDTH = 78  # characters
+# Closer than this, in the mean over the tests, two lines hide each other.
 HIDDEN_PERCENT = 0.3
 # Beyond this ratio of bytes a linear axis would squeeze the small runs against its left end.
 LOG_RATIO = 8.0
+# Sections of a configuration whose settings are the first to tell runs apart.
+SECTIONS = ("algorithm", "wire", "partition", "model", "train", "participation")
+# Whose bytes are counted, and the columns of the ledger's rounds that have them.
+DIRECTIONS = {
+    "up": ("sent up, by clients", ("cum_up_nbytes",)),
+    "down": ("sent down, to clients", ("cum_down_nbytes",)),
+    "both": ("sent, down and up together", ("cum_down_nbytes", "cum_up_nbytes")),
+}
 
 
 class UntestedError(Exception):
@@ -41,14 +53,16 @@ class UntestedError(Exception):
 
 
 class Curve(NamedTuple):
-    """A run's tests: label, MB sent so far (num_tests,), accuracy in percent (num_tests,)."""
+    """A run's tests: label, MB sent so far (num_tests,), accuracy in percent (num_tests,); settings by dotted key."""
 
     label: str
     sent_mb: np.ndarray[Any, Any]
     accuracy_percent: np.ndarray[Any, Any]
+    settings: Mapping[str, Any]
+    done: bool
 
 
-def read_curve(path: Path) -> Curve:
+def read_curve(path: Path, direction: str = "both") -> Curve:
     """Read the tested rounds of a ledger; raises OutputError as `Ledger` does, UntestedError if there are none."""
     with Ledger(path) as ledger:
         rounds, status = ledger.rounds, ledger.status
@@ -56,11 +70,19 @@ def read_curve(path: Path) -> Curve:
     tested = ~np.isnan(rounds["test_accuracy"])
     if not tested.any():
         raise UntestedError(f"{path}: no round was tested; {why_untested(config, status, len(tested))}")
-    sent_nbytes = rounds["cum_down_nbytes"] + rounds["cum_up_nbytes"]
+    sent_nbytes = np.sum([rounds[column] for column in DIRECTIONS[direction][1]], axis=0)
     label = config.get("algorithm", {}).get("name", path.stem)
-    if status != "done":
-        label += " (unfinished)"
-    return Curve(label, sent_nbytes[tested] / 1e6, 100 * rounds["test_accuracy"][tested])
+    settings, done = dict(flat_settings(config)), status == "done"
+    return Curve(label, sent_nbytes[tested] / 1e6, 100 * rounds["test_accuracy"][tested], settings, done)
+
+
+def flat_settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a configuration by their dotted keys."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from flat_settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def why_untested(config: Mapping[str, Any], status: str, num_rounds: int) -> str:
@@ -72,12 +94,12 @@ def why_untested(config: Mapping[str, Any], status: str, num_rounds: int) -> str
     return f"it {ended} after {num_rounds} rounds (`fedmpi info` says more), the first test was due after {every}"
 
 
-def read_curves(paths: Sequence[Path]) -> list[Curve]:
+def read_curves(paths: Sequence[Path], direction: str = "both") -> list[Curve]:
     """Read the curves of those ledgers that have one, and warn of the others; raises PictureError if none has."""
     curves, found, untested = [], [], []
     for path in paths:
         try:
-            curves.append(read_curve(path))
+            curves.append(read_curve(path, direction))
             found.append(path)
         except UntestedError as error:
             untested.append(str(error))
@@ -89,13 +111,48 @@ def read_curves(paths: Sequence[Path]) -> list[Curve]:
 
 
 def distinct(curves: Sequence[Curve], paths: Sequence[Path]) -> list[Curve]:
-    """Add the end of the run's path to labels that occur twice."""
+    """Complete the labels: by the settings that differ, where these do not by the end of the path, and by the state."""
     labels = [curve.label for curve in curves]
+    for same in alike(labels):
+        for i, words in zip(same, differences([curves[i].settings for i in same]), strict=True):
+            labels[i] += f": {words}" if words else ""
     runs = [path.parent if path.name == "ledger.h5" else path for path in paths]
-    return [
-        curve._replace(label=f"{curve.label} ({'/'.join(run.parts[-2:])})") if labels.count(curve.label) > 1 else curve
-        for curve, run in zip(curves, runs, strict=True)
-    ]
+    for same in alike(labels):
+        for i in same:
+            labels[i] += f" ({'/'.join(runs[i].parts[-2:])})"
+    states = ["" if curve.done else " (unfinished)" for curve in curves]
+    return [c._replace(label=label + state) for c, label, state in zip(curves, labels, states, strict=True)]
+
+
+def alike(labels: Sequence[str]) -> list[list[int]]:
+    """Return where each label stands that occurs more than once."""
+    return [[i for i, other in enumerate(labels) if other == label] for label, n in Counter(labels).items() if n > 1]
+
+
+def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each of several runs the settings that tell it from the others, such as "wire.sparse=uint32".
+
+    As few as will do: a setting that differs only where an earlier one does is left out, and so is null.
+    """
+    chosen: list[str] = []
+    for key in sorted(dict.fromkeys(key for one in settings for key in one), key=_interest):
+        if len({_values(one, [*chosen, key]) for one in settings}) > len({_values(one, chosen) for one in settings}):
+            chosen.append(key)
+    return [", ".join(f"{key}={_word(one[key])}" for key in chosen if one.get(key) is not None) for one in settings]
+
+
+def _interest(key: str) -> int:
+    """Return the rank of a setting among those that may tell runs apart; the seed and folders come last."""
+    section = key.partition(".")[0]
+    return SECTIONS.index(section) if section in SECTIONS else len(SECTIONS)
+
+
+def _values(settings: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(repr(settings.get(key)) for key in keys)
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def coincide(a: Curve, b: Curve) -> bool:
@@ -107,28 +164,39 @@ def coincide(a: Curve, b: Curve) -> bool:
     )
 
 
-def plot(curves: Sequence[Curve], out: Path) -> None:
+def gaps(curves: Sequence[Curve], i: int) -> dict[str, Any]:
+    """Return line style and places of markers of a curve, so that all are seen where several coincide.
+
+    The lowest is solid; those above it have dashes in turn, and markers too.
+    """
+    num_below = sum(coincide(curves[i], other) for other in curves[:i])
+    num_equal = 1 + num_below + sum(coincide(curves[i], other) for other in curves[i + 1 :])
+    step = max(1, len(curves[i].sent_mb) // NUM_MARKERS)
+    dashes = ((num_equal - num_below) * DASH, (DASH, (num_equal - 1) * DASH))
+    return {"linestyle": dashes if num_below else "-", "markevery": (num_below * step, num_equal * step)}
+
+
+def plot(curves: Sequence[Curve], out: Path, direction: str = "both") -> None:
     """Draw the curves and save them; the suffix of `out` says the format."""
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(7.2, 4.5), layout="constrained")
+    labels = [textwrap.fill(curve.label, LABEL_WIDTH, subsequent_indent="    ") for curve in curves]
+    num_columns = max(1, 80 // (10 + max(map(len, labels))))
+    num_lines = sum(label.count("\n") + 1 for label in labels) / num_columns
+    figure, axes = plt.subplots(figsize=(7.2, 4 + 0.23 * num_lines), layout="constrained")
     for i, curve in enumerate(curves):
-        num_above = sum(coincide(curve, other) for other in curves[i + 1 :])
-        num_below = sum(coincide(curve, other) for other in curves[:i])
-        width = THINNEST + STEP * min(num_above, MAX_STEPS)
         axes.plot(
             curve.sent_mb,
             curve.accuracy_percent,
             color=COLOURS[i % len(COLOURS)],
             marker=MARKERS[i % len(MARKERS)],
-            markersize=6 + 1.2 * (width - THINNEST),
+            markersize=6,
             markeredgecolor="white",
             markeredgewidth=0.7,
-            markevery=max(1, len(curve.sent_mb) // 15),
-            linestyle=DASHES[num_below % len(DASHES)],
-            linewidth=width,
-            label=curve.label,
+            linewidth=LINE_WIDTH,
+            label=labels[i],
             clip_on=False,
             zorder=3,
+            **gaps(curves, i),
         )
     ends = [curve.sent_mb[-1] for curve in curves]
     if max(ends) > LOG_RATIO * min(ends) > 0:
@@ -138,12 +206,13 @@ def plot(curves: Sequence[Curve], out: Path) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.set_xlim(left=0)
-    axes.set_xlabel("sent, down and up together (MB = 10$^6$ bytes, measured)")
+    axes.set_xlabel(f"{DIRECTIONS[direction][0]} (MB = 10$^6$ bytes, measured)")
     axes.set_ylabel("test accuracy (%)")
     axes.grid(color="0.9", linewidth=0.8)
     # Above the axes, where labels of any length cover no curve.
-    num_columns = max(1, 80 // (10 + max(len(curve.label) for curve in curves)))
-    figure.legend(loc="outside upper left", ncols=num_columns, frameon=False)
+    legend = figure.legend(loc="outside upper left", ncols=num_columns, frameon=False)
+    for line in legend.get_lines():
+        line.set_linestyle("-")  # in so short a line dashes would hardly be seen
     save(figure, out)
     plt.close(figure)
 
@@ -153,8 +222,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ledgers", nargs="+", type=ledger_path, metavar="RUN", help="folder of a run, or its ledger")
     parser.add_argument("-o", "--out", type=picture_path, required=True, metavar="OUT", help="picture: png, pdf, svg")
+    parser.add_argument("--direction", choices=DIRECTIONS, default="both", help="whose bytes (default: %(default)s)")
     args = parser.parse_args(argv)
-    return run(lambda: plot(read_curves(args.ledgers), args.out))
+    return run(lambda: plot(read_curves(args.ledgers, args.direction), args.out, args.direction))
 
 
 if __name__ == "__main__":

@@ -133,18 +133,28 @@ def _parser() -> argparse.ArgumentParser:
         "Send a .npy file's array as a real message, there and back: the codec picked, bytes on the wire, the Shannon "
         "bound, CPU time. It is checked that it comes back bit for bit (else status 5).",
     )  # fmt: skip
-    wire.add_argument("array", type=Path, metavar="ARRAY.npy")
     wire.add_argument(
-        "--kind", metavar="KIND", help="mask, sparse, quantized or dense (default: bool is a mask, whole numbers are "
-        "quantized, floats with zeros sparse, other floats dense)",
-    )  # fmt: skip
-    held = wire.add_mutually_exclusive_group()
-    held.add_argument("--prior", type=Path, metavar="P.npy", help="probabilities of a mask's bits, held by both ends")
-    held.add_argument(
-        "--base", type=Path, metavar="OLD.npy", help="what both ends hold: a mask, or for dense arrays numbers"
+        "array", type=Path, metavar="ARRAY.npy", help="what to send: bool, whole numbers or floats, of any shape"
     )
     wire.add_argument(
+        "--kind", metavar="KIND", help="mask, sparse, quantized or dense (default: bool is a mask, whole numbers are "
+        "quantized; floats are quantized with --bits, sparse with a --base of bool, dense with one of numbers, else "
+        "sparse if at least half of them are 0, dense if not)",
+    )  # fmt: skip
+    held = wire.add_mutually_exclusive_group()
+    held.add_argument(
+        "--prior", type=Path, metavar="P.npy", help="probabilities of a mask's bits, held by both ends, which round "
+        "them to 1/4096",
+    )  # fmt: skip
+    held.add_argument(
+        "--base", type=Path, metavar="OLD.npy", help="what both ends hold: a mask, or for dense arrays numbers of the "
+        "same dtype",
+    )  # fmt: skip
+    wire.add_argument(
         "--bits", type=int, metavar="B", help="1 to 8, of quantized numbers; floats are rounded to so many first"
+    )
+    wire.add_argument(
+        "--dtype", metavar="bfloat16", help="the file holds, as uint16, the bit patterns of bfloat16, which numpy lacks"
     )
     wire.add_argument(
         "--codec", default="auto", metavar="NAME", help="one that the kind has in `fedmpi config wire`; for sparse "

@@ -84,7 +84,7 @@ def wire(args: argparse.Namespace) -> int:
     from fedmpi.weigh.arrays import Options
     from fedmpi.weigh.report import weigh, weigh_text
 
-    figures = weigh(args.array, args.kind, args.codec, Options(args.prior, args.base, args.bits))
+    figures = weigh(args.array, args.kind, args.codec, Options(args.prior, args.base, args.bits, args.dtype))
     print(json.dumps(figures, indent=2) if args.json else weigh_text(figures))
     return 0
 

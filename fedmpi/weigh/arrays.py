@@ -1,25 +1,24 @@
-"""Arrays of .npy files as messages of one value."""
+"""Arrays of .npy files, and the kind of value that one is sent as."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from fedmpi.compress.quantize import levels_for, quantize
 from fedmpi.errors import ConfigError, DataError
 from fedmpi.problems import did_you_mean
-from fedmpi.wire.known import Known, KnownMask, KnownProbabilities, KnownVector
-from fedmpi.wire.message import KINDS, Message, dense, mask, message, quantized, sparse
-from fedmpi.wire.values import DENSE_DTYPES, Dense, Mask, Quantized, Sparse
+from fedmpi.wire.values import DENSE_DTYPES
 
-ACCEPTS = {"mask": ("prior", "base"), "sparse": ("base",), "quantized": ("bits",), "dense": ("base",)}
+ACCEPTS = {"mask": ("prior", "base"), "sparse": ("base", "dtype"), "quantized": ("bits",), "dense": ("base", "dtype")}
 """Kinds of values, and which options may be given with each."""
 
-_DTYPES = tuple(dtype for dtype in DENSE_DTYPES if dtype != "bfloat16")  # numpy has none
+MAX_BITS = 8
+"""Bits of quantized numbers."""
+
+_BFLOAT16 = "bfloat16"  # numpy has none: a file holds its bit patterns as uint16
+_DTYPES = tuple(dtype for dtype in DENSE_DTYPES if dtype != _BFLOAT16)
 
 
 class Options(NamedTuple):
@@ -28,23 +27,17 @@ class Options(NamedTuple):
     prior: Path | None = None
     base: Path | None = None
     bits: int | None = None
+    dtype: str | None = None
 
 
-class Case(NamedTuple):
-    """An array as a message.
-
-    Attributes
-    ----------
-    message : Message
-    known : Known
-        What both ends hold.
-    rounding_error : float, optional
-        The largest that was made before there were whole numbers to send.
-    """
-
-    message: Message
-    known: Known
-    rounding_error: float | None = None
+def check_words(kind: str | None, options: Options) -> None:
+    """Raise ConfigError for what is wrong whatever the files hold."""
+    if options.bits is not None and not 1 <= options.bits <= MAX_BITS:
+        raise ConfigError(f"--bits must be from 1 to {MAX_BITS}, got {options.bits}")
+    if kind is not None and kind not in ACCEPTS:
+        raise ConfigError(f"--kind must be one of {', '.join(ACCEPTS)}, got {kind!r}{did_you_mean(kind, ACCEPTS)}")
+    if options.dtype not in (None, _BFLOAT16):
+        raise ConfigError(f"--dtype can only be {_BFLOAT16}, got {options.dtype!r}: a file says any other itself")
 
 
 def load_array(path: Path) -> np.ndarray:
@@ -55,179 +48,98 @@ def load_array(path: Path) -> np.ndarray:
     DataError
         If there is no such file, or it is not one whole array.
     """
+    mapped = _map_array(path)
+    return np.array(mapped, mapped.dtype.newbyteorder("="), order="C")
+
+
+def _map_array(path: Path) -> np.ndarray:
     try:
         # Mapped, a file that claims to hold more than it does fails before anything is allocated.
         with np.errstate(over="ignore"):
-            mapped = np.lib.format.open_memmap(path, mode="r")
-        return np.array(mapped, mapped.dtype.newbyteorder("="), order="C")
+            mapped: np.ndarray = np.lib.format.open_memmap(path, mode="r")
+        return mapped
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # a header is a Python expression, and is wrong in as many ways
         raise DataError(f"{path} is not a whole .npy file of numbers: {error}") from None
 
 
-def choose_kind(path: Path, array: np.ndarray, kind: str | None) -> str:
-    """Return the kind of value that an array is sent as: the one asked for, or the one that its dtype suggests.
+def name_dtype(path: Path, array: np.ndarray, options: Options) -> str:
+    """Return the name of the dtype of an array's numbers; raises ConfigError if it cannot be the one asked for."""
+    held = str(array.dtype)
+    if options.dtype is None:
+        return held
+    if held != "uint16":
+        raise ConfigError(f"{path}: --dtype {_BFLOAT16} goes with a file of its bit patterns as uint16, got {held}")
+    return options.dtype
+
+
+def choose_kind(path: Path, array: np.ndarray, dtype: str, kind: str | None, options: Options) -> str:
+    """Return the kind of value that an array is sent as: the one asked for, or the one that all else suggests.
+
+    Parameters
+    ----------
+    path : Path
+        Of the array, for messages.
+    array : numpy.ndarray
+    dtype : str
+        As `name_dtype` returns it.
+    kind : {"mask", "sparse", "quantized", "dense"}, optional
+    options : Options
+        Checked by `check_words`.
 
     Raises
     ------
     ConfigError
-        If there is no such kind.
+        If the array's dtype does not fit the kind, or any.
     DataError
-        If the array's dtype does not fit it.
+        If the file of `options.base` is missing or broken.
     """
-    if kind is not None and kind not in ACCEPTS:
-        raise ConfigError(f"--kind must be one of {', '.join(ACCEPTS)}, got {kind!r}{did_you_mean(kind, ACCEPTS)}")
-    dtype = str(array.dtype)
-    is_float = array.dtype.kind == "f" and dtype in _DTYPES
+    is_float = dtype == _BFLOAT16 or (array.dtype.kind == "f" and dtype in _DTYPES)
+    is_whole = array.dtype.kind in "iu" and not is_float
     fits = {
         "mask": dtype == "bool",
         "sparse": is_float,
-        "quantized": array.dtype.kind in "iu" or is_float,
-        "dense": dtype in _DTYPES,
+        "quantized": is_whole or (is_float and dtype != _BFLOAT16),
+        "dense": dtype in DENSE_DTYPES,
     }
     kinds = [name for name in ACCEPTS if fits[name]]
     if not kinds:
-        allowed = f"bool, {', '.join(_DTYPES)} or whole numbers of at most 8 bits"
-        raise DataError(f"{path}: an array to be sent is {allowed}, got {dtype}")
+        allowed = f"bool, {', '.join(_DTYPES)} or whole numbers of at most {MAX_BITS} bits"
+        raise ConfigError(f"{path}: an array to be sent is {allowed}, got {dtype}")
     if kind is None:
-        return "dense" if is_float and nonzero(array.reshape(-1)).all() else kinds[0]
+        kind = _kind_of_floats(array, options) if is_float else kinds[0]
     if kind not in kinds:
-        raise DataError(f"{path}: {dtype} can be sent as {' or '.join(kinds)}, not as {kind}")
+        way_out = ""
+        if is_whole and kind == "dense":
+            way_out = f": {way_to_dense(array)}"
+        elif is_float and kind == "quantized":
+            way_out = ": convert it to float32 to have it rounded"
+        raise ConfigError(f"{path}: {dtype} can be sent as {' or '.join(kinds)}, not as {kind}{way_out}")
     return kind
+
+
+def _kind_of_floats(array: np.ndarray, options: Options) -> str:
+    if options.bits is not None:
+        return "quantized"
+    if options.base is not None:
+        return "sparse" if _map_array(options.base).dtype == np.bool_ else "dense"
+    num_kept = np.count_nonzero(nonzero(array.reshape(-1)))
+    return "sparse" if array.size and 2 * num_kept <= array.size else "dense"
+
+
+def way_to_dense(array: np.ndarray) -> str:
+    """Return how whole numbers, of which quantized ones are too few bits, can be sent as dense ones."""
+    if str(array.dtype) in _DTYPES:
+        return "try --kind dense"
+    wanted = "int32" if np.can_cast(array.dtype, np.int32) else "int64"
+    if array.size and int(array.max()) > np.iinfo(wanted).max:
+        return f"--kind dense takes {wanted} at most, which cannot hold them"
+    patterns = f", or say --dtype {_BFLOAT16} if they are its bit patterns" if array.dtype == np.uint16 else ""
+    return f"convert to {wanted}, which --kind dense takes{patterns}"
 
 
 def nonzero(vector: np.ndarray) -> np.ndarray:
     """Return where any bit of a float is not 0; -0.0 is a number like others, or the round trip would lose a sign."""
     bits: np.ndarray = vector.view(f"u{vector.itemsize}") != 0
     return bits
-
-
-def make_case(path: Path, array: np.ndarray, kind: str, options: Options) -> Case:
-    """Return an array as a message of one value, and what it may be coded against.
-
-    Raises
-    ------
-    ConfigError
-        If the options do not fit.
-    DataError
-        If what is in the files does not.
-    """
-    case = _MAKERS[kind](path, array, options)
-    # The table of kinds is for messages that may come, and no run sends this one. (A maker makes its class at last.)
-    del KINDS[case.message.kind_id]
-    return case
-
-
-def _mask_case(path: Path, array: np.ndarray, options: Options) -> Case:
-    known, prior = Known(), None
-    if options.prior is not None:
-        theta = _companion(options.prior, array, "the probabilities", "floats")
-        try:
-            prior = KnownProbabilities.of(theta, 0)
-        except ValueError as error:
-            raise DataError(f"{options.prior}: {error}") from None
-        known.hold("prior", prior)
-    bits = Mask(array.reshape(-1), prior, _base_mask(array, options, known))
-
-    @message("weighed-mask", "up")
-    class WeighedMask(Message):
-        value: Mask = mask(array.size, prior="prior", base="base")
-
-    return Case(WeighedMask(value=bits), known)
-
-
-def _sparse_case(path: Path, array: np.ndarray, options: Options) -> Case:
-    numbers, dtype, known = array.reshape(-1), str(array.dtype), Known()
-    indices = np.flatnonzero(nonzero(numbers))
-    update = Sparse(array.size, indices, numbers[indices], dtype, _base_mask(array, options, known))
-
-    @message("weighed-sparse", "up")
-    class WeighedSparse(Message):
-        value: Sparse = sparse(array.size, dtype=dtype, base="base")
-
-    return Case(WeighedSparse(value=update), known)
-
-
-def _quantized_case(path: Path, array: np.ndarray, options: Options) -> Case:
-    numbers, bits, error = np.atleast_1d(array), options.bits, None
-    if bits is not None and not 1 <= bits <= 8:
-        raise ConfigError(f"--bits must be from 1 to 8, got {bits}")
-    if array.dtype.kind != "f":
-        symbols = _whole_numbers(path, numbers, bits)
-    elif bits is None:
-        raise ConfigError(f"{path}: {array.dtype} must be rounded to be sent as quantized; say to how many --bits")
-    else:
-        symbols, error = _rounded(path, numbers, bits)
-
-    @message("weighed-quantized", "up")
-    class WeighedQuantized(Message):
-        value: Quantized = quantized(numbers.shape)
-
-    return Case(WeighedQuantized(value=symbols), Known(), error)
-
-
-def _dense_case(path: Path, array: np.ndarray, options: Options) -> Case:
-    dtype, known, base = str(array.dtype), Known(), None
-    if options.base is not None:
-        base = KnownVector(_companion(options.base, array, "the numbers that are held", dtype), 0)
-        known.hold("base", base)
-
-    @message("weighed-dense", "up")
-    class WeighedDense(Message):
-        value: Dense = dense(array.size, dtype=dtype, base="base")
-
-    return Case(WeighedDense(value=Dense(array.reshape(-1), base=base)), known)
-
-
-_MAKERS: dict[str, Callable[[Path, np.ndarray, Options], Case]] = {
-    "mask": _mask_case,
-    "sparse": _sparse_case,
-    "quantized": _quantized_case,
-    "dense": _dense_case,
-}
-
-
-def _companion(path: Path, array: np.ndarray, what: str, wanted: str) -> np.ndarray:
-    """Load a vector that goes with an array; `wanted` is a dtype or "floats"."""
-    found = load_array(path)
-    if found.shape != array.shape:
-        raise DataError(f"{path}: {what} must have the array's shape {array.shape}, got {found.shape}")
-    if found.dtype.kind != "f" if wanted == "floats" else str(found.dtype) != wanted:
-        raise DataError(f"{path}: {what} must be {wanted}, got {found.dtype}")
-    return found.reshape(-1)
-
-
-def _base_mask(array: np.ndarray, options: Options, known: Known) -> KnownMask | None:
-    if options.base is None:
-        return None
-    base = KnownMask(_companion(options.base, array, "the mask that is held", "bool"), 0)
-    known.hold("base", base)
-    return base
-
-
-def _whole_numbers(path: Path, numbers: np.ndarray, bits: int | None) -> Quantized:
-    lowest, highest = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, 0)
-    signed = lowest < 0
-    needed = max(1, highest.bit_length() + signed, (-lowest - 1).bit_length() + 1 if signed else 0)
-    if signed and needed <= 2:
-        needed = 1 if bool((np.abs(numbers) == 1).all()) else 2  # one bit with a sign is the sign, and has no 0
-    if needed > (bits or 8):
-        limit = f"more than --bits {bits}" if bits else "more than 8: try --kind dense"
-        raise DataError(f"{path}: numbers from {lowest} to {highest} need {needed} bits, {limit}")
-    symbols = numbers.astype(np.int8 if signed else np.uint8)
-    return Quantized(symbols, bits or needed, np.ones(1, np.float32))
-
-
-def _rounded(path: Path, numbers: np.ndarray, bits: int) -> tuple[Quantized, float]:
-    """Return floats rounded to whole numbers, and the largest error that this makes."""
-    with np.errstate(over="ignore"):
-        singles = numbers.astype(np.float32)
-    if not np.isfinite(singles).all():
-        raise DataError(f"{path}: NaN, infinity and numbers beyond float32 cannot be rounded to {bits} bits")
-    if not singles.size:
-        return Quantized(singles.astype(np.uint8), bits, np.ones(1, np.float32)), 0.0
-    tensor = torch.from_numpy(singles)
-    rounded = quantize(tensor, bits, levels_for(tensor))
-    value = Quantized(rounded.symbols.numpy(), bits, rounded.scales.numpy())
-    return value, float(np.abs(value.dequantize().numpy().astype(np.float64) - numbers).max())

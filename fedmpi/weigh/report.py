@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from fedmpi.config import WireConfig
 from fedmpi.errors import ConfigError
 from fedmpi.problems import did_you_mean
-from fedmpi.weigh.arrays import ACCEPTS, Options, choose_kind, load_array, make_case
+from fedmpi.weigh.arrays import ACCEPTS, Options, check_words, choose_kind, load_array, name_dtype
+from fedmpi.weigh.cases import make_case
 from fedmpi.weigh.measure import measure
 from fedmpi.wire.message import Schema
 
@@ -39,35 +42,40 @@ def weigh(path: Path, kind: str | None = None, codec: str = "auto", options: Opt
     path : Path
         A .npy file.
     kind : {"mask", "sparse", "quantized", "dense"}, optional
-        What it is sent as. By default bool is a mask, whole numbers are quantized, floats with zeros sparse, and other
-        floats dense. Quantized numbers have neighbours along their last two dimensions; all else is sent as a vector,
-        in C order.
+        What it is sent as. By default bool is a mask and whole numbers are quantized. Floats are quantized with
+        `bits`, sparse with a base of bool, dense with a base of numbers; with neither, sparse if at least half of them
+        are 0, else dense (-0.0 is a number like others). Quantized numbers have neighbours along their last two
+        dimensions; all else is sent as a vector, in C order.
     codec : str
         One of the kind's in `WireConfig`; for sparse arrays that of the positions, or both, such as "uint32+raw".
     options : Options, optional
         ``prior``: a file of the probabilities of a mask's bits, which the receiver holds. ``base``: of what else it
         holds, a mask for masks and sparse arrays, numbers of the same dtype for dense ones. ``bits``: of quantized
         numbers, 1 to 8, by default the fewest that hold whole ones; floats are rounded to so many first, with one
-        scale for all.
+        scale for all. ``dtype``: "bfloat16" if the file, and that of a dense array's base, hold its bit patterns as
+        uint16.
 
     Returns
     -------
     dict
         Columns of the ledger, by the code that fills it; file, kind, dtype and shape; wire_over_bound, both in bits
-        (None where the bound is 0); and rounding_error, the largest that rounding made (None if nothing was rounded).
+        (None where the bound is 0); num_set, the bits of a mask that are 1 (None for others); and rounding_error, the
+        largest that rounding made (None if nothing was rounded).
 
     Raises
     ------
     ConfigError
-        If an option does not fit the kind, or a codec the values.
+        If an option does not fit the kind, a codec the values, or a file what it is given as.
     DataError
-        If a file is missing, broken, or holds something else.
+        If a file is missing or broken.
     ProtocolError
         If what came out is not what went in.
     """
     options = options or Options()
+    check_words(kind, options)
     array = load_array(path)
-    kind = choose_kind(path, array, kind)
+    dtype = name_dtype(path, array, options)
+    kind = choose_kind(path, array, dtype, kind, options)
     for name, given in options._asdict().items():
         if given is not None and name not in ACCEPTS[kind]:
             kinds = " and ".join(other for other, names in ACCEPTS.items() if name in names)
@@ -84,10 +92,11 @@ def weigh(path: Path, kind: str | None = None, codec: str = "auto", options: Opt
     return {
         "file": str(path),
         "kind": kind,
-        "dtype": str(array.dtype),
+        "dtype": dtype,
         "shape": list(array.shape),
         "num_params": row["num_params"],
         "num_kept": row["num_kept"],
+        "num_set": int(np.count_nonzero(array)) if kind == "mask" else None,
         **{name: row[name] for name in _NOTES},
         "wire_over_bound": 8 * row["wire_nbytes"] / bound_nbits if bound_nbits else None,
         "rounding_error": case.rounding_error,
@@ -97,19 +106,34 @@ def weigh(path: Path, kind: str | None = None, codec: str = "auto", options: Opt
 def weigh_text(figures: dict[str, Any]) -> str:
     """Return the figures of `weigh` as lines."""
     shape = " x ".join(map(str, figures["shape"])) or "a single number"
-    kept = f", {figures['num_kept']} kept" if figures["num_kept"] != figures["num_params"] else ""
-    lines = [f"{figures['file']}: {figures['dtype']}, {shape}{kept}; sent as {figures['kind']}"]
-    over = figures["wire_over_bound"]
-    notes = {**_NOTES, "bound_nbits": "" if over is None else f"wire / bound {over:.4f}"}
+    lines = [f"{figures['file']}: {figures['dtype']}, {shape}{_density(figures)}; sent as {figures['kind']}"]
+    notes = {**_NOTES, "bound_nbits": _over_bound(figures)}
     for name, note in notes.items():
         value = figures[name]
         if isinstance(value, float):
             value = f"{value:.6f}" if name.endswith("_s") else f"{value:.0f}"
         lines.append(f"  {name:<14}  {value!s:>12}  {note}".rstrip())
-    if figures["rounding_error"] is not None:
-        lines.append(f"  rounding before that lost something: numbers are off by up to {figures['rounding_error']:.6g}")
+    error = figures["rounding_error"]
+    if error is not None:
+        lost = f"something: numbers are off by up to {error:.6g}" if error else "nothing"
+        lines.append(f"  rounding before that lost {lost}")
     lines.append("  decoded bit for bit to what was encoded")
     return "\n".join(lines)
+
+
+def _density(figures: dict[str, Any]) -> str:
+    """Return how many bits are set, or numbers kept where not all are."""
+    if figures["num_set"] is not None:
+        density = f" (density {figures['num_set'] / figures['num_params']:.4g})" if figures["num_params"] else ""
+        return f", {figures['num_set']} set{density}"
+    return f", {figures['num_kept']} kept" if figures["num_kept"] != figures["num_params"] else ""
+
+
+def _over_bound(figures: dict[str, Any]) -> str:
+    if figures["kind"] == "dense":
+        return "no model: plain width"  # codecs may well stay below it
+    over = figures["wire_over_bound"]
+    return "" if over is None else f"wire / bound {over:.4f}"
 
 
 def _wire_config(kind: str, codec: str, options: Options) -> WireConfig:

@@ -42,9 +42,9 @@ def partition_script():
     return load("partition")
 
 
-def write(path: Path, algorithm: str, nbytes: int, every: int = 2, status: str = "done") -> Path:
+def write(path: Path, algorithm: str, nbytes: int, every: int = 2, status: str = "done", more: str = "") -> Path:
     path.parent.mkdir(exist_ok=True)
-    config = f"algorithm:\n  name: {algorithm}  # set\nevaluate:\n  every: {every}\n"
+    config = f"algorithm:\n  name: {algorithm}  # set\nevaluate:\n  every: {every}\n{more}"
     writer = LedgerWriter(path, attrs={}, config_yaml=config, flush_s=1.0)
     for i in range(12):
         accuracy = 0.9 - 0.8 / (i + 1) if every and i % every == 0 and every < 12 else np.nan
@@ -69,7 +69,53 @@ def test_curve(script, tmp_path):
     assert curve.label == "fedavg"
     np.testing.assert_allclose(curve.sent_mb, [3, 9, 15, 21, 27, 33])
     np.testing.assert_allclose(curve.accuracy_percent[0], 10)
-    assert script.read_curve(write(tmp_path / "b.h5", "x", 1, status="stopped")).label == "x (unfinished)"
+    [stopped] = script.read_curves([write(tmp_path / "b.h5", "x", 1, status="stopped")])
+    assert stopped.label == "x (unfinished)"
+
+
+@pytest.mark.parametrize(
+    ("direction", "first_mb", "words"), [("up", 2, "sent up"), ("down", 1, "sent down"), ("both", 3, "down and up")]
+)
+def test_bytes_of_a_direction(script, tmp_path, monkeypatch, direction, first_mb, words):
+    figures = []
+    monkeypatch.setattr(script, "save", lambda figure, out: figures.append(figure))
+    ledger = write(tmp_path / "a.h5", "fedavg", 10**6)
+    out = str(tmp_path / "o.png")
+    assert script.main([str(ledger), "-o", out, "--direction", direction]) == 0
+    axes = figures[0].axes[0]
+    assert words in axes.get_xlabel()
+    np.testing.assert_allclose(axes.get_lines()[0].get_xdata(), first_mb * np.arange(1, 12, 2))
+    assert script.main([str(ledger), "-o", out]) == 0
+    assert figures[1].axes[0].get_xlabel().startswith("sent, down and up together (MB")
+
+
+def test_labels_name_the_settings_that_differ(script, tmp_path):
+    settings = [
+        "seed: 1\nwire: {sparse: auto, values: auto}\ntrain: {lr: 0.1, nesterov: false}\n",
+        "seed: 2\nwire: {sparse: uint32, values: raw}\ntrain: {lr: 0.1, nesterov: false}\n",
+        "seed: 3\nwire: {sparse: uint32, values: raw}\ntrain: {lr: null, nesterov: true}\n",
+    ]
+    ledgers = [write(tmp_path / f"{i}.h5", "fedavg", 10, more=more) for i, more in enumerate(settings)]
+    ledgers.append(write(tmp_path / "other.h5", "fedpm", 10, more="seed: 4\n"))
+    ledgers.append(write(tmp_path / "stopped.h5", "fedavg", 10, status="stopped", more="wire: {sparse: bits}\n"))
+    # What differs only where an earlier setting does, and null, would make labels long and say no more.
+    assert [curve.label for curve in script.read_curves(ledgers)] == [
+        "fedavg: wire.sparse=auto, train.lr=0.1",
+        "fedavg: wire.sparse=uint32, train.lr=0.1",
+        "fedavg: wire.sparse=uint32",
+        "fedpm",
+        "fedavg: wire.sparse=bits (unfinished)",
+    ]
+    assert script.differences([{"train.nesterov": True}, {"train.nesterov": False}]) == [
+        "train.nesterov=true", "train.nesterov=false",
+    ]  # fmt: skip
+    assert script.differences([{"a": 1}, {"a": 1}]) == ["", ""]
+
+
+def test_equal_settings_leave_the_folder(script, tmp_path):
+    ledgers = [write(tmp_path / name / "ledger.h5", "x", 10, more=f"seed: {i // 2}\n") for i, name in enumerate("abc")]
+    labels = [curve.label for curve in script.read_curves(ledgers)]
+    assert labels == [f"x: seed=0 ({tmp_path.name}/a)", f"x: seed=0 ({tmp_path.name}/b)", "x: seed=1"]
 
 
 def test_nothing_to_plot(script, tmp_path, capsys):
@@ -101,19 +147,36 @@ def test_one_untested_run_leaves_the_others(script, tmp_path, capsys, status, sa
 
 def test_curves_that_coincide_are_all_seen(script, tmp_path, monkeypatch):
     sent, accuracy = np.arange(1.0, 31.0), np.linspace(10, 90, 30)
-    first = script.Curve("first", sent, accuracy)
-    same, other = first._replace(label="same"), script.Curve("other", sent, accuracy - 5)
+    first = script.Curve("first", sent, accuracy, {}, True)
+    same, other = first._replace(label="same"), first._replace(label="other", accuracy_percent=accuracy - 5)
     assert script.coincide(first, same)
     assert not script.coincide(first, other)
-    assert not script.coincide(first, script.Curve("short", sent[:9], accuracy[:9]))
+    assert not script.coincide(first, first._replace(sent_mb=sent[:9], accuracy_percent=accuracy[:9]))
     figures = []
     monkeypatch.setattr(script, "save", lambda figure, out: figures.append(figure))
-    script.plot([first, other, same], tmp_path / "o.png")
-    lower, alone, upper = figures[0].axes[0].get_lines()
-    assert lower.get_linewidth() > upper.get_linewidth() == alone.get_linewidth()
-    assert lower.get_markersize() > upper.get_markersize()
-    assert (lower.get_linestyle(), alone.get_linestyle()) == ("-", "-")
-    assert upper.get_linestyle() != "-"
+    script.plot([first, other, same, same, same], tmp_path / "o.png")
+    lines = figures[0].axes[0].get_lines()
+    assert len({line.get_linewidth() for line in lines}) == len({line.get_markersize() for line in lines}) == 1
+    assert [line.get_linestyle() for line in lines] == ["-", "-", "--", "--", "--"]
+    marked = [set(range(30)[slice(line.get_markevery()[0], None, line.get_markevery()[1])]) for line in lines]
+    assert marked[1] == set(range(0, 30, 2))
+    together = [marked[0], *marked[2:]]
+    assert all(together)
+    assert sum(map(len, together)) == len(set.union(*together))
+
+
+def test_long_labels_and_many_runs_leave_room_for_the_curves(script, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(script, "save", lambda figure, out: figures.append(figure))
+    sent = np.arange(1.0, 9.0)
+    curves = [script.Curve(f"fedavg: {f'some.setting={i}, ' * 8}", sent, sent * i, {}, True) for i in range(11)]
+    script.plot(curves, tmp_path / "o.png")
+    figures[0].draw_without_rendering()
+    whole, axes = figures[0].bbox, figures[0].axes[0].get_window_extent()
+    legend = figures[0].legends[0].get_window_extent()
+    assert axes.height > 3 * figures[0].dpi
+    assert whole.x0 <= legend.x0 < legend.x1 <= whole.x1
+    assert axes.y1 < legend.y0 < legend.y1 <= whole.y1
 
 
 @pytest.mark.parametrize("name", ["accuracy_vs_bytes", "partition"])

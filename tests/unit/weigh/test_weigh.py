@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ import numpy as np
 import pytest
 
 from fedmpi.errors import ConfigError, DataError
-from fedmpi.weigh.arrays import Options, choose_kind, load_array
+from fedmpi.weigh.arrays import Options, load_array
 from fedmpi.weigh.report import weigh, weigh_text
 from fedmpi.wire.message import KINDS
 
 RNG = np.random.default_rng(5)
 NORMAL = RNG.standard_normal((4, 5, 6, 7)).astype(np.float32)
-RELU = np.maximum(NORMAL, 0)
+RELU = np.maximum(NORMAL - np.float32(0.5), 0)
 SYMBOLS = RNG.integers(0, 5, (3, 8, 8))
 MASK = RNG.random(2000) < 0.2
 MOVED = MASK ^ (RNG.random(2000) < 0.01)
 THETA = RNG.random(2000)
 DRAWN = RNG.random(2000) < THETA
+PATTERNS = NORMAL.view(np.uint32).reshape(-1) >> 16  # of bfloat16, towards 0
+PATTERNS = PATTERNS.astype(np.uint16).reshape(NORMAL.shape)
+BFLOAT16 = Options(dtype="bfloat16")
 
 
 def save(folder: Path, array: Any, name: str = "array.npy") -> Path:
@@ -39,8 +43,51 @@ def save(folder: Path, array: Any, name: str = "array.npy") -> Path:
     ],
 )  # fmt: skip
 def test_the_dtype_suggests_the_kind(tmp_path: Path, array: Any, kind: str) -> None:
-    assert choose_kind(Path("x"), np.asarray(array), None) == kind
     assert weigh(save(tmp_path, array))["kind"] == kind
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+@pytest.mark.parametrize(("num_zeros", "kind"), [(0, "dense"), (1, "dense"), (49, "dense"), (50, "sparse")])
+def test_floats_are_sparse_where_at_least_half_are_zero(tmp_path: Path, dtype: str, num_zeros: int, kind: str) -> None:
+    options = BFLOAT16 if dtype == "bfloat16" else Options()
+    array = np.arange(1, 101).astype("uint16" if dtype == "bfloat16" else dtype)
+    array[:num_zeros] = 0
+    figures = weigh(save(tmp_path, array), options=options)
+    assert (figures["kind"], figures["dtype"]) == (kind, dtype)
+
+
+def test_a_base_says_what_floats_are_sent_as(tmp_path: Path) -> None:
+    of_numbers = Options(base=save(tmp_path, RELU, "numbers.npy"))
+    of_bits = Options(base=save(tmp_path, RELU != 0, "bits.npy"))
+    for array in (RELU, NORMAL):
+        assert weigh(save(tmp_path, array), options=of_numbers)["kind"] == "dense"
+        assert weigh(save(tmp_path, array), options=of_bits)["kind"] == "sparse"
+
+
+@pytest.mark.parametrize("array", [RELU, NORMAL, RELU.astype(np.float64)])
+def test_bits_say_that_floats_are_rounded(tmp_path: Path, array: np.ndarray) -> None:
+    path, bits = save(tmp_path, array), Options(bits=4)
+    given, asked = weigh(path, options=bits), weigh(path, "quantized", options=bits)
+    assert given["kind"] == "quantized"
+    assert (given["wire_nbytes"], given["rounding_error"]) == (asked["wire_nbytes"], asked["rounding_error"])
+
+
+@pytest.mark.parametrize("kind", [None, "dense", "sparse"])
+def test_bit_patterns_of_bfloat16(tmp_path: Path, kind: str | None) -> None:
+    figures = weigh(save(tmp_path, PATTERNS), kind, options=BFLOAT16)
+    assert (figures["dtype"], figures["kind"]) == ("bfloat16", kind or "dense")
+    assert figures["num_params"] == figures["num_kept"] == PATTERNS.size
+    assert ": bfloat16, 4 x 5 x 6 x 7; sent as" in weigh_text(figures)
+    if kind != "sparse":
+        assert figures["bound_nbits"] == 16 * PATTERNS.size
+        # The exponents are coded, and nothing else of theirs has less than its bits.
+        assert 0.5 * figures["bound_nbits"] < 8 * figures["wire_nbytes"] < figures["bound_nbits"]
+
+
+def test_bfloat16_against_a_base(tmp_path: Path) -> None:
+    old = save(tmp_path, PATTERNS, "old.npy")
+    given = weigh(save(tmp_path, PATTERNS ^ 1), None, "delta", Options(base=old, dtype="bfloat16"))
+    assert (given["kind"], given["codec"]) == ("dense", "delta")
 
 
 @pytest.mark.parametrize("kind", ["mask", "sparse", "quantized", "dense"])
@@ -62,6 +109,23 @@ def test_figures_of_a_mask(tmp_path: Path) -> None:
     assert figures["wire_over_bound"] == 8 * figures["wire_nbytes"] / figures["bound_nbits"]
     assert figures["rounding_error"] is None
     assert weigh(save(tmp_path, MASK))["payload_nbytes"] < 250
+
+
+def test_the_text_says_how_many_bits_of_a_mask_are_set(tmp_path: Path) -> None:
+    figures = weigh(save(tmp_path, np.arange(2000) < 100))
+    assert (figures["num_set"], figures["num_kept"]) == (100, 2000)
+    assert "bool, 2000, 100 set (density 0.05); sent as mask" in weigh_text(figures)
+    assert "bool, 0, 0 set; sent as mask" in weigh_text(weigh(save(tmp_path, np.zeros(0, np.bool_))))
+    figures = weigh(save(tmp_path, RELU))
+    assert figures["num_set"] is None
+    assert f"{np.count_nonzero(RELU)} kept; sent as sparse" in weigh_text(figures)
+
+
+def test_dense_numbers_have_no_model_to_be_measured_by(tmp_path: Path) -> None:
+    figures = weigh(save(tmp_path, np.linspace(1, 2, 10_000)))
+    assert 0 < figures["wire_over_bound"] < 1
+    assert f"{figures['bound_nbits']:.0f}  no model: plain width" in weigh_text(figures)
+    assert "wire / bound" not in weigh_text(figures)
 
 
 def test_a_set_without_choice_has_no_ratio_to_its_bound(tmp_path: Path) -> None:
@@ -112,7 +176,7 @@ def test_codecs_of_sparse_arrays_name_positions_or_both(tmp_path: Path) -> None:
 
 
 def test_a_negative_zero_is_sent(tmp_path: Path) -> None:
-    assert weigh(save(tmp_path, np.array([0.0, -0.0, np.nan, 1.0], np.float16)))["num_kept"] == 3
+    assert weigh(save(tmp_path, np.array([0.0, -0.0, np.nan, 1.0], np.float16)), "sparse")["num_kept"] == 3
 
 
 @pytest.mark.parametrize(
@@ -134,7 +198,7 @@ def test_whole_numbers_take_the_fewest_bits(tmp_path: Path, numbers: list[int], 
     assert weigh(path, codec="packed")["payload_nbytes"] == 4 + (bits * 100 * len(numbers) + 7) // 8
     assert weigh(path, "quantized", "packed", Options(bits=8))["payload_nbytes"] == 4 + 100 * len(numbers)
     if bits > 1:
-        with pytest.raises(DataError, match=f"need {bits} bits, more than --bits {bits - 1}"):
+        with pytest.raises(ConfigError, match=f"need {bits} bits, more than --bits {bits - 1}$"):
             weigh(path, options=Options(bits=bits - 1))
 
 
@@ -153,7 +217,8 @@ def test_floats_are_rounded_and_the_loss_is_said(tmp_path: Path, bits: int, arra
     num_steps = 2**bits - 1 if array.size and array.min() >= 0 else 2 ** (bits - 1) - 1 or 0.5
     assert figures["rounding_error"] <= 0.501 * np.abs(array).max(initial=0) / num_steps
     assert (figures["rounding_error"] > 0) == bool(array.size)
-    assert "rounding before that lost something" in weigh_text(figures)
+    said = "something: numbers are off by up to " if array.size else "nothing\n"
+    assert f"rounding before that lost {said}" in weigh_text(figures)
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">i8", ">f2"])
@@ -170,7 +235,7 @@ def test_the_table_of_kinds_is_left_alone(tmp_path: Path) -> None:
     before = dict(KINDS)
     for array in (MASK, SYMBOLS, RELU, NORMAL):
         weigh(save(tmp_path, array))
-    with pytest.raises(DataError, match="need"):
+    with pytest.raises(ConfigError, match="need"):
         weigh(save(tmp_path, np.array([300])))
     assert before == KINDS
 
@@ -220,24 +285,52 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
         (MASK.view(np.uint8), "mask", "uint8 can be sent as quantized or dense, not as mask"),
         (MASK, "sparse", "bool can be sent as mask, not as sparse"),
         (SYMBOLS, "sparse", "int64 can be sent as quantized or dense, not as sparse"),
-        (SYMBOLS.astype(np.int8), "dense", "int8 can be sent as quantized, not as dense"),
+        (
+            SYMBOLS.astype(np.int8),
+            "dense",
+            "int8 .* quantized, not as dense: convert to int32, which --kind dense takes$",
+        ),
         (NORMAL.astype(np.complex64), None, "whole numbers of at most 8 bits, got complex64"),
         (NORMAL.astype(np.longdouble), None, "got float128"),
         (np.array(["a"]), None, "got <U1"),
         (np.zeros(3, [("a", "f4")]), "dense", "got "),
-        (np.array([256]), None, "from 256 to 256 need 9 bits, more than 8: try --kind dense"),
-        (np.array([-129]), None, "need 9 bits"),
-        (np.array([2**64 - 1], np.uint64), None, "need 64 bits"),
+        (
+            PATTERNS,
+            "dense",
+            "uint16 can be sent as quantized, not as dense: convert to int32.* or say --dtype bfloat16",
+        ),
+        (np.array([1], np.uint32), "dense", "not as dense: convert to int64"),
+        (np.array([2**63], np.uint64), "dense", "--kind dense takes int64 at most, which cannot hold them"),
+        (MASK, "dense", "bool can be sent as mask, not as dense$"),
+        (np.array([256]), None, "from 256 to 256 need 9 bits, more than 8: try --kind dense$"),
+        (np.array([-129], np.int16), None, "need 9 bits, more than 8: convert to int32, which --kind dense takes$"),
+        (np.array([2**16 - 1], np.uint16), None, "need 16 bits, .* convert to int32, .* or say --dtype bfloat16 if"),
+        (np.array([2**16], np.uint32), None, "need 17 bits, more than 8: convert to int64"),
+        (np.array([2**64 - 1], np.uint64), None, "need 64 bits, more than 8: .* int64 at most, which cannot hold"),
     ],
 )
 def test_arrays_of_another_kind(tmp_path: Path, array: np.ndarray, kind: str | None, words: str) -> None:
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(ConfigError, match=words):
         weigh(save(tmp_path, array), kind)
+
+
+@pytest.mark.parametrize("numbers", [[300], [-129, 4], [2**20]])
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_advice_for_numbers_of_many_bits_works(tmp_path: Path, dtype: str, numbers: list[int]) -> None:
+    if not all(np.iinfo(dtype).min <= number <= np.iinfo(dtype).max for number in numbers):
+        return
+    array = np.array(numbers, dtype)
+    with pytest.raises(ConfigError, match="--kind dense") as caught:
+        weigh(save(tmp_path, array))
+    converted = re.search(r"convert to (\w+)", str(caught.value))
+    advised = array.astype(converted[1]) if converted else array
+    assert (advised == array).all()
+    assert weigh(save(tmp_path, advised), "dense")["num_params"] == array.size
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, 1e300])
 def test_numbers_that_cannot_be_rounded(tmp_path: Path, number: float) -> None:
-    with pytest.raises(DataError, match="cannot be rounded to 4 bits"):
+    with pytest.raises(ConfigError, match="cannot be rounded to 4 bits"):
         weigh(save(tmp_path, np.array([1.0, number])), "quantized", options=Options(bits=4))
 
 
@@ -250,7 +343,7 @@ def test_numbers_that_cannot_be_rounded(tmp_path: Path, number: float) -> None:
     ],
 )  # fmt: skip
 def test_probabilities_that_do_not_fit(tmp_path: Path, companion: np.ndarray, words: str) -> None:
-    with pytest.raises(DataError, match=r"p\.npy: .*" + words):
+    with pytest.raises(ConfigError, match=r"p\.npy: .*" + words):
         weigh(save(tmp_path, DRAWN), options=Options(prior=save(tmp_path, companion, "p.npy")))
 
 
@@ -258,12 +351,13 @@ def test_probabilities_that_do_not_fit(tmp_path: Path, companion: np.ndarray, wo
     ("array", "base", "words"),
     [
         (MASK, MASK[1:], "shape"), (MASK, MASK.view(np.uint8), "must be bool, got uint8"),
-        (RELU, RELU, "must be bool, got float32"), (NORMAL, NORMAL.astype(np.float64), "must be float32, got float64"),
+        (RELU, RELU.astype(np.int32), "must be float32, got int32"), (RELU, MASK, "shape"),
+        (NORMAL, NORMAL.astype(np.float64), "must be float32, got float64"),
         (NORMAL, NORMAL.reshape(-1), "shape"),
     ],
 )  # fmt: skip
 def test_bases_that_do_not_fit(tmp_path: Path, array: np.ndarray, base: np.ndarray, words: str) -> None:
-    with pytest.raises(DataError, match=r"old\.npy: .*" + words):
+    with pytest.raises(ConfigError, match=r"old\.npy: .*" + words):
         weigh(save(tmp_path, array), options=Options(base=save(tmp_path, base, "old.npy")))
 
 
@@ -286,7 +380,17 @@ def test_bases_that_do_not_fit(tmp_path: Path, array: np.ndarray, base: np.ndarr
         (SYMBOLS, None, "auto", Options(base=Path("p")), "--base goes with mask and sparse and dense arrays"),
         (SYMBOLS, None, "auto", Options(bits=0), "--bits must be from 1 to 8, got 0"),
         (NORMAL, "quantized", "auto", Options(bits=9), "--bits must be from 1 to 8, got 9"),
+        (NORMAL, None, "auto", Options(bits=9), "--bits must be from 1 to 8, got 9"),
+        (MASK, "dense", "auto", Options(bits=9), "--bits must be from 1 to 8, got 9"),
         (NORMAL, "quantized", "auto", Options(), "say to how many --bits"),
+        (NORMAL, "dense", "auto", Options(bits=4), "--bits goes with quantized arrays, and .* is sent as dense"),
+        (NORMAL, None, "auto", Options(bits=4, base=Path("p")), "--base goes with .*, and .* is sent as quantized"),
+        (NORMAL, None, "auto", BFLOAT16, "--dtype bfloat16 goes with .* uint16, got float32"),
+        (MASK, None, "auto", BFLOAT16, "--dtype bfloat16 goes with .* uint16, got bool"),
+        (PATTERNS, None, "auto", Options(dtype="float16"), "--dtype can only be bfloat16, got 'float16'"),
+        (PATTERNS, "quantized", "auto", BFLOAT16, "not as quantized: convert it to float32 to have it rounded"),
+        (PATTERNS, None, "auto", BFLOAT16._replace(bits=4), "bfloat16 .* not as quantized: convert it to float32"),
+        (PATTERNS, "mask", "auto", BFLOAT16, "bfloat16 can be sent as sparse or dense, not as mask$"),
     ],
 )
 def test_options_that_do_not_fit(
@@ -294,3 +398,13 @@ def test_options_that_do_not_fit(
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         weigh(save(tmp_path, array), kind, codec, options)
+
+
+def test_options_are_checked_before_files() -> None:
+    with pytest.raises(ConfigError, match="--bits must be from 1 to 8"):
+        weigh(Path("missing.npy"), options=Options(bits=0))
+
+
+def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"old\.npy: No such file"):
+        weigh(save(tmp_path, NORMAL), options=Options(base=tmp_path / "old.npy"))
