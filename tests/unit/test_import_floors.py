@@ -195,6 +195,7 @@ def test_fedavg_runs_without_numba(tmp_path: Path) -> None:
     assert run("-c", code, path=tmp_path).stdout.split() == ["False"]
 
 
+@pytest.mark.usefixtures("launches")
 def test_a_whole_run_of_fedavg_needs_no_numba(tmp_path: Path) -> None:
     (tmp_path / "numba.py").write_text("raise SystemExit('numba was imported')\n")
     config = write_config(tmp_path, rounds=1)
