@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -102,6 +103,8 @@ def find_problems(
                 key, tag = f"{key}.name", str(error["ctx"]["tag"])
                 names_known = [name.strip().strip("'") for name in error["ctx"]["expected_tags"].split(",")]
                 value = repr(tag) + did_you_mean(tag, names_known)
+            elif kind == "literal_error" and isinstance(error["input"], str):
+                value += did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
             elif kind in _NO_SECTION and isinstance(error["input"], str) and _has_name(section, error["loc"]):
                 value += f"; did you mean {key}.name={error['input']}?"
             # A value that fits neither side of a union gets one line, and one that was flagged as true or false none.

@@ -109,7 +109,15 @@ def test_sections_are_frozen() -> None:
             "partition.name must be one of 'iid', 'dirichlet', 'shards', 'class_runs', 'quantity', 'natural', "
             "got 'Dirichlt'; did you mean dirichlet?",
         ),
-        ("rounds: 1\ndata: {augment: flip}\n", "data.augment must be 'none' or 'crop_flip', got 'flip'"),
+        (
+            "rounds: 1\ndata: {augment: flip}\n",
+            "data.augment must be 'none' or 'crop_flip', got 'flip'; did you mean crop_flip?",
+        ),
+        (
+            "rounds: 1\nwire: {sparse: goloomb}\n",
+            "wire.sparse must be 'auto', 'bits', 'byte-rans', 'gap-rans', 'golomb', 'zstd', 'uint32', 'int64', 'gaps', "
+            "'ranks' or 'layers', got 'goloomb'; did you mean golomb?",
+        ),
         ("rounds: 1\ndata: {root: 3}\n", "data.root must be a path, got 3"),
         ("rounds: 1\nledger: {save_model: maybe}\n", "ledger.save_model must be true or false, got 'maybe'"),
         ("rounds: 1\nmodel: {hidden: 3}\n", "model.name: required, and not given"),
