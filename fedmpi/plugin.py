@@ -33,6 +33,9 @@ def load_plugin(name: str, key: str) -> Any:
     ConfigError
         If the file or module is not there or fails to import, or has no such name; the text says which line failed.
     """
+    # What lies in this folder can be imported, as under `python -m fedmpi`; the installed command does not see it.
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
     path, _, attribute = name.rpartition(":")
     module = _import_file(Path(path), key) if path.endswith(".py") else _import_module(path, attribute, key)
     if not hasattr(module, attribute):

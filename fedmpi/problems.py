@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
