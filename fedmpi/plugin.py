@@ -33,9 +33,6 @@ def load_plugin(name: str, key: str) -> Any:
     ConfigError
         If the file or module is not there or fails to import, or has no such name; the text says which line failed.
     """
-    # What lies in this folder can be imported, as under `python -m fedmpi`; the installed command does not see it.
-    if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))
     path, _, attribute = name.rpartition(":")
     module = _import_file(Path(path), key) if path.endswith(".py") else _import_module(path, attribute, key)
     if not hasattr(module, attribute):
@@ -52,6 +49,9 @@ def _import_file(path: Path, key: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"{key}: there is no file {path} (looked for from {Path.cwd()})")
+    # A file may import its neighbours, as a script may; under `python -m fedmpi` it could anyway, from the same folder.
+    if not {"", str(path.parent.resolve())} & set(sys.path):
+        sys.path.append(str(path.parent.resolve()))
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up
     try:
