@@ -106,12 +106,16 @@ class WeightedMean:
             If the client says that it has no samples.
         """
         assert isinstance(up, ModelUp)
-        if up.num_samples < 1:
-            raise ProtocolError(f"a client's model must stand for at least 1 sample, got {up.num_samples}")
+        self._count(up.num_samples, up.int_buffers)
         self._sum_S.add_(up.state.tensor(), alpha=up.num_samples)
-        self.total_samples += up.num_samples
-        if self._ints_I is None and up.int_buffers is not None:
-            self._ints_I = up.int_buffers.tensor().clone()
+
+    def _count(self, num_samples: int, int_buffers: Dense | None) -> None:
+        """Take in what every kind of uplink has."""
+        if num_samples < 1:
+            raise ProtocolError(f"a client's model must stand for at least 1 sample, got {num_samples}")
+        self.total_samples += num_samples
+        if self._ints_I is None and int_buffers is not None:
+            self._ints_I = int_buffers.tensor().clone()
 
     def mean_into(self, model: GlobalModel) -> None:
         """Write the mean over `model`; where nothing was added, leave it as it is."""

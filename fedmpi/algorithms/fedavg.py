@@ -55,7 +55,7 @@ class FedAvgServer(ExchangeServer):
         self._vector = Dense.framed(ctx.layout.num_state)
         self.model = GlobalModel(self._vector.tensor(), ctx.initial.ints_I.clone())
         self.model.state_S.copy_(ctx.initial.state_S)
-        self.mean: WeightedMean | SparseMean = WeightedMean(ctx.layout)
+        self.mean = WeightedMean(ctx.layout)
         if sends_topk(config):
             self.up_types, self.mean = UpdateUp, SparseMean(ctx.layout)
         self._down: Message

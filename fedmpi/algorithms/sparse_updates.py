@@ -18,12 +18,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from fedmpi.algorithms.averaging import dense_ints
+from fedmpi.algorithms.averaging import WeightedMean, dense_ints
 from fedmpi.algorithms.base import AlgorithmConfig, GlobalModel
 from fedmpi.compress.feedback import ErrorMemory
 from fedmpi.compress.sparsify import Sparsified, sparsify
 from fedmpi.compress.topk import counts_by_segment, num_kept
-from fedmpi.errors import NonFiniteError, ProtocolError
+from fedmpi.errors import NonFiniteError
 from fedmpi.flat import FlatModel, Layout
 from fedmpi.wire.message import Message, dense, message, sparse
 from fedmpi.wire.values import Dense, Sparse
@@ -125,50 +125,25 @@ class TopKUplink:
         )
 
 
-class SparseMean:
-    """Sum of sparse updates weighted by sample counts, divided once; of buffers the same.
-
-    Like `fedmpi.algorithms.averaging.WeightedMean`, of the same interface, it is exact in the order of adding.
-    """
+class SparseMean(WeightedMean):
+    """Sum of sparse updates weighted by sample counts, divided once; of buffers the same."""
 
     def __init__(self, layout: Layout) -> None:
+        super().__init__(layout)
         self._num_params = layout.num_params
-        self._sum_S = torch.zeros(layout.num_state, dtype=torch.float64)
-        self._ints_I: Tensor | None = None
-        self.total_samples = 0
-
-    def reset(self) -> None:
-        """Forget all that was added."""
-        self._sum_S.zero_()
-        self._ints_I = None
-        self.total_samples = 0
 
     def add(self, up: Message) -> None:
-        """Add one update; integer buffers are those of the first added, which has the lowest client_id.
-
-        Raises
-        ------
-        ProtocolError
-            If the client says that it has no samples.
-        """
         assert isinstance(up, UpdateUp)
-        if up.num_samples < 1:
-            raise ProtocolError(f"a client's update must stand for at least 1 sample, got {up.num_samples}")
+        self._count(up.num_samples, up.int_buffers)
         # Every index stands once, so that the order of this addition does not matter.
         indices_K = torch.from_numpy(up.update.indices)
         self._sum_S.index_add_(0, indices_K, up.update.tensor_values().double(), alpha=up.num_samples)
         if up.buffers is not None:
             self._sum_S[self._num_params :].add_(up.buffers.tensor(), alpha=up.num_samples)
-        self.total_samples += up.num_samples
-        if self._ints_I is None and up.int_buffers is not None:
-            self._ints_I = up.int_buffers.tensor().clone()
 
     def mean_into(self, model: GlobalModel) -> None:
         """Add the mean update to `model` and write the mean buffers over its own; without any, leave it as it is."""
-        if not self.total_samples:
-            return
-        torch.div(self._sum_S, self.total_samples, out=self._sum_S)
-        model.state_S[: self._num_params] += self._sum_S[: self._num_params]
-        model.state_S[self._num_params :].copy_(self._sum_S[self._num_params :])
-        if self._ints_I is not None:
-            model.ints_I.copy_(self._ints_I)
+        start_P = model.state_S[: self._num_params].clone()
+        super().mean_into(model)
+        if self.total_samples:
+            torch.add(start_P, self._sum_S[: self._num_params], out=model.state_S[: self._num_params])
