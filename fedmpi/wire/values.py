@@ -234,8 +234,31 @@ class Mask(Value):
         return cls(as_array(bits.bool()), prior, base)
 
 
+class _AtPositions(Value):
+    """What sparse and masked values have in common: numbers, with a dtype or quantized."""
+
+    values: Numbers
+    dtype: str
+
+    def __post_init__(self) -> None:
+        _name_dtype(self, self.values)
+
+    @property
+    def paper_nbits(self) -> float:
+        if isinstance(self.values, Quantized):
+            return self.values.paper_nbits
+        return float(_paper_width(self.dtype) * self.values.size)
+
+    def is_finite(self) -> bool:
+        return self.values.is_finite() if isinstance(self.values, Quantized) else all_finite(self.values, self.dtype)
+
+    def tensor_values(self) -> Tensor:
+        """Return the values as a vector: of their dtype, or float32 if they are quantized."""
+        return self.values.dequantize() if isinstance(self.values, Quantized) else as_tensor(self.values, self.dtype)
+
+
 @dataclass(frozen=True, eq=False)
-class Sparse(Value):
+class Sparse(_AtPositions):
     """Numbers at k of n positions; the others are 0.
 
     Parameters
@@ -257,9 +280,6 @@ class Sparse(Value):
     dtype: str = ""
     base: KnownMask | None = None
 
-    def __post_init__(self) -> None:
-        _name_dtype(self, self.values)
-
     @property
     def numel(self) -> int:
         return self.size
@@ -270,23 +290,16 @@ class Sparse(Value):
 
     @property
     def paper_nbits(self) -> float:
-        return PAPER_NBITS * self.num_kept + _numbers_paper_nbits(self.values, self.dtype)
-
-    def is_finite(self) -> bool:
-        return _numbers_finite(self.values, self.dtype)
+        return PAPER_NBITS * self.num_kept + super().paper_nbits
 
     @classmethod
     def of(cls, size: int, indices_K: Tensor, values_K: Tensor, base: KnownMask | None = None) -> Sparse:
         """Wrap int64 indices and their values; they must not change until they are encoded."""
         return cls(size, as_array(indices_K), as_array(values_K), str(values_K.dtype).removeprefix("torch."), base)
 
-    def tensor_values(self) -> Tensor:
-        """Return the values as a vector: of their dtype, or float32 if they are quantized."""
-        return _numbers_tensor(self.values, self.dtype)
-
 
 @dataclass(frozen=True, eq=False)
-class MaskedValues(Value):
+class MaskedValues(_AtPositions):
     """Numbers at the positions of a mask that both ends hold; the others are 0. No position travels.
 
     Parameters
@@ -303,9 +316,6 @@ class MaskedValues(Value):
     mask: KnownMask
     dtype: str = ""
 
-    def __post_init__(self) -> None:
-        _name_dtype(self, self.values)
-
     @property
     def numel(self) -> int:
         return int(self.mask.array.size)
@@ -314,25 +324,31 @@ class MaskedValues(Value):
     def num_kept(self) -> int:
         return self.values.numel if isinstance(self.values, Quantized) else int(self.values.size)
 
-    @property
-    def paper_nbits(self) -> float:
-        return _numbers_paper_nbits(self.values, self.dtype)
-
-    def is_finite(self) -> bool:
-        return _numbers_finite(self.values, self.dtype)
-
     @classmethod
     def of(cls, values_K: Tensor, mask: KnownMask) -> MaskedValues:
         """Wrap the values; they must not change until they are encoded."""
         return cls(as_array(values_K), mask, str(values_K.dtype).removeprefix("torch."))
 
-    def tensor_values(self) -> Tensor:
-        """Return the values as a vector: of their dtype, or float32 if they are quantized."""
-        return _numbers_tensor(self.values, self.dtype)
+
+class _WholeNumbers(Value):
+    """What labels and counts have in common."""
+
+    array: np.ndarray
+
+    @property
+    def numel(self) -> int:
+        return int(self.array.size)
+
+    @property
+    def paper_nbits(self) -> float:
+        return float(PAPER_NBITS * self.numel)
+
+    def is_finite(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, eq=False)
-class Labels(Value):
+class Labels(_WholeNumbers):
     """Class labels.
 
     Parameters
@@ -345,20 +361,9 @@ class Labels(Value):
     array: np.ndarray
     num_classes: int
 
-    @property
-    def numel(self) -> int:
-        return int(self.array.size)
-
-    @property
-    def paper_nbits(self) -> float:
-        return float(PAPER_NBITS * self.numel)
-
-    def is_finite(self) -> bool:
-        return True
-
 
 @dataclass(frozen=True, eq=False)
-class Counts(Value):
+class Counts(_WholeNumbers):
     """Whole numbers from 0 that are mostly small, such as samples of each class.
 
     Parameters
@@ -369,34 +374,11 @@ class Counts(Value):
 
     array: np.ndarray
 
-    @property
-    def numel(self) -> int:
-        return int(self.array.size)
 
-    @property
-    def paper_nbits(self) -> float:
-        return float(PAPER_NBITS * self.numel)
-
-    def is_finite(self) -> bool:
-        return True
-
-
-def _name_dtype(value: Dense | Sparse | MaskedValues, numbers: Numbers) -> None:
+def _name_dtype(value: Dense | _AtPositions, numbers: Numbers) -> None:
     if not value.dtype and not isinstance(numbers, Quantized):
         object.__setattr__(value, "dtype", str(numbers.dtype))
 
 
 def _paper_width(dtype: str) -> int:
     return min(PAPER_NBITS, 8 * storage(dtype).itemsize)
-
-
-def _numbers_paper_nbits(numbers: Numbers, dtype: str) -> float:
-    return numbers.paper_nbits if isinstance(numbers, Quantized) else float(_paper_width(dtype) * numbers.size)
-
-
-def _numbers_finite(numbers: Numbers, dtype: str) -> bool:
-    return numbers.is_finite() if isinstance(numbers, Quantized) else all_finite(numbers, dtype)
-
-
-def _numbers_tensor(numbers: Numbers, dtype: str) -> Tensor:
-    return numbers.dequantize() if isinstance(numbers, Quantized) else as_tensor(numbers, dtype)
