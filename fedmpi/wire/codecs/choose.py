@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from fedmpi.errors import WireError
-from fedmpi.wire.codecs import change, layers, rans
+from fedmpi.wire.codecs import change, estimates, layers, rans
 from fedmpi.wire.codecs import positions as sets
-from fedmpi.wire.codecs.base import BITS, CHANGE, GAPS, LAYERS, NAMES, PRIOR, RANKS, ZSTD, FieldSpec
+from fedmpi.wire.codecs.base import BITS, CHANGE, GAPS, LAYERS, NAMES, PRIOR, RANKS, FieldSpec
 from fedmpi.wire.codecs.reference import put_reference, take_reference
 from fedmpi.wire.codecs.sets.base import Positions
 from fedmpi.wire.known import P12_ONE, Known, KnownMask, KnownProbabilities
 
 _ALONE = -1
 """Stands for the smallest codec of a set by itself where codecs are compared."""
-
-_REFERENCE = 5
-"""Bytes of a reference at least."""
-
-_LEAST_PIECE = 256
-"""Bytes of a piece of a sample below which zstd is run at once."""
-
-_TABLES = 1024
-"""Bytes that eight times a sample's own tables may come to."""
-
-_SMALL = 4096
-"""Positions of a set so small that everything is tried: estimates of it say little, and coding it takes no time."""
-
-_FEW = 32
-"""Every 32nd position: no more moves than these are ranked at once, which takes as long as a test of clusters."""
-
-_PIECES, _PIECE = 32, 1 / 256
-"""Pieces of a sample of what moved, each this part of it."""
 
 
 class Found(NamedTuple):
@@ -168,13 +148,17 @@ def _coders(choice: Choice, allowed: frozenset[int]) -> dict[int, _Coder]:
     if segments is not None and LAYERS in allowed:
         found[LAYERS] = _Coder(
             lambda: layers.encode_layers(positions, segments),
-            lambda: _layers_nbytes(positions, segments),
-            lambda best: positions.numel <= _SMALL and layers.least_nbytes(positions, segments) < best,
+            lambda: estimates.layers_nbytes(positions, segments),
+            lambda best: positions.numel <= estimates.SMALL and layers.least_nbytes(positions, segments) < best,
         )
     if prior is not None and PRIOR in allowed:
         found[PRIOR] = _Coder(
             lambda: np.concatenate([put_reference(prior), rans.encode_bits(positions.bits, prior.array)]),
-            lambda: _REFERENCE + rans.STATES_NBYTES / 2 + _cross_entropy_nbytes(positions.bits, prior.array),
+            lambda: (
+                estimates.REFERENCE_NBYTES
+                + rans.STATES_NBYTES / 2
+                + estimates.cross_entropy_nbytes(positions.bits, prior.array)
+            ),
             lambda best: False,
         )
     if base is not None and allowed & {CHANGE, RANKS}:
@@ -182,13 +166,13 @@ def _coders(choice: Choice, allowed: frozenset[int]) -> dict[int, _Coder]:
         if RANKS in allowed:
             found[RANKS] = _Coder(
                 lambda: change.encode_ranks(moves),
-                lambda: _ranks_nbytes(moves),
-                lambda best: _moves_may_cluster(moves, best),
+                lambda: estimates.ranks_nbytes(moves),
+                lambda best: estimates.moves_may_cluster(moves, best),
             )
         if CHANGE in allowed:
             found[CHANGE] = _Coder(
                 lambda: change.encode_change(moves),
-                lambda: _REFERENCE + change.change_nbytes(*moves.sizes),
+                lambda: estimates.REFERENCE_NBYTES + change.change_nbytes(*moves.sizes),
                 lambda best: False,
             )
     return found
@@ -199,8 +183,7 @@ def _smallest(choice: Choice, coders: dict[int, _Coder]) -> tuple[int, np.ndarra
     positions = choice.positions
     if not coders:
         return _alone(positions)
-    # Floats may decide here: the codec travels, and the coders' tables are integers.
-    alone = set_nbytes(positions.numel, positions.count)
+    alone = estimates.set_nbytes(positions.numel, positions.count)
     waiting = {number: coder.estimate() for number, coder in coders.items()} | {_ALONE: alone}
     best: tuple[int, np.ndarray] | None = None
     for number in sorted(waiting, key=waiting.__getitem__):
@@ -209,7 +192,7 @@ def _smallest(choice: Choice, coders: dict[int, _Coder]) -> tuple[int, np.ndarra
             best = _smaller(best, _alone(positions) if number == _ALONE else (number, coders[number].encode()))
     assert best is not None
     # No estimate knows how positions cluster.
-    if _ALONE in waiting and _may_cluster(positions, best[1].size):
+    if _ALONE in waiting and estimates.may_cluster(positions, best[1].size):
         best = _smaller(best, _alone(positions))
     for number in (LAYERS, RANKS):
         # Where a set by itself gains by that, so may each tensor's set, and what is kept or left out of a base.
@@ -223,74 +206,6 @@ def _smaller(best: tuple[int, np.ndarray] | None, coded: tuple[int, np.ndarray])
     return coded if best is None or coded[1].size < best[1].size else best
 
 
-def _may_cluster(positions: Positions, nbytes: int) -> bool:
-    """Return whether zstd may bring a set below a size, judged by eight samples of a 64th each."""
-    packed = positions.packed
-    piece = packed.size // 64
-    if piece < _LEAST_PIECE:
-        return True
-    # A sample repeats itself less than the whole, and pays for tables of its own.
-    return 8 * _zstd_nbytes(_sample(packed, 8, piece)) < 4 * nbytes + _TABLES
-
-
-def _moves_may_cluster(moves: change.Moves, best: int) -> bool:
-    """Return whether ranks may come below a size, though they would not at random."""
-    numel, num_moved = moves.positions.numel, moves.num_dropped + moves.num_grown
-    if numel <= _SMALL or num_moved <= numel // _FEW:
-        return True
-    # The sets of ranks cluster about as the moves do: by as much as zstd needs less for these than for random ones.
-    size = moves.changed.size
-    sample = _sample(moves.changed, _PIECES, max(int(size * _PIECE), 1)) if size > 1 << 13 else moves.changed
-    return _zstd_nbytes(sample) * size / sample.size * _ranks_nbytes(moves) < best * set_nbytes(numel, num_moved)
-
-
-def _sample(packed: np.ndarray, pieces: int, length: int) -> np.ndarray:
-    """Return pieces of packed bits from all over them, one after the other."""
-    return packed[: packed.size // pieces * pieces].reshape(pieces, -1)[:, :length].reshape(-1)
-
-
-def _zstd_nbytes(packed: np.ndarray) -> int:
-    return sets.encode_set(Positions(8 * packed.size, packed=packed), NAMES[ZSTD]).payload.size
-
-
-def _layers_nbytes(positions: Positions, segments: np.ndarray) -> float:
-    kept = layers.counts_kept(positions, segments).tolist()
-    numels = np.diff(segments).tolist()
-    return sum(1 + set_nbytes(n, k) if 0 < k < n else min(n, 1) for n, k in zip(numels, kept, strict=True))
-
-
-def _ranks_nbytes(moves: change.Moves) -> float:
-    num_dropped, num_grown, num_kept, num_others = moves.sizes
-    dropped = 1 + set_nbytes(num_kept, num_dropped) if num_dropped else 0
-    return _REFERENCE + 1 + dropped + (set_nbytes(num_others, num_grown) if num_grown else 0)
-
-
-def set_nbytes(numel: int, count: int) -> float:
-    """Estimate from below the size of a set at random: log2 C(n, k) bits and a header, a byte a gap, or all bits."""
-    nbytes = (math.lgamma(numel + 1) - math.lgamma(count + 1) - math.lgamma(numel - count + 1)) / (8 * math.log(2))
-    header = ((2 * min(count, numel - count) | 1).bit_length() + 6) // 7
-    long_gaps = count * (1 - count / numel) ** 128 if numel > 128 else 0  # of two bytes where seven bits are too few
-    return min(numel / 8, header + nbytes, count + long_gaps)
-
-
-_COSTS = np.round(-np.log2(np.arange(1, P12_ONE + 1) / P12_ONE) * (1 << 16)).astype(np.int64)
-"""Bits that a symbol of probability (i + 1) / 4096 costs, in units of 2^-16."""
-
-
-@njit(cache=True)
-def _cross_entropy(bits, p12, costs):  # type: ignore[no-untyped-def]
-    total = np.int64(0)
-    for i in range(bits.size):
-        p = np.int64(p12[i])
-        total += costs[(p if bits[i] else P12_ONE - p) - 1]
-    return total
-
-
-def _cross_entropy_nbytes(bits: np.ndarray, p12: np.ndarray) -> float:
-    # A read-only array is another type to numba, which would compile the kernel again.
-    return float(_cross_entropy(bits, np.require(p12, np.uint16, ["C", "W"]), _COSTS)) / (8 << 16)
-
-
 def warm_up(allowed: frozenset[int]) -> None:
     """Compile, or load from the cache, the kernels of sets and of these codecs."""
     sets.warm_up()
@@ -298,5 +213,5 @@ def warm_up(allowed: frozenset[int]) -> None:
         change.warm_up()
     if PRIOR in allowed:
         bits, p12 = np.zeros(64, np.uint8), np.full(64, P12_ONE // 4, np.uint16)
-        _cross_entropy_nbytes(bits, p12)
+        estimates.cross_entropy_nbytes(bits, p12)
         rans.decode_bits(rans.encode_bits(bits, p12), p12, "", 0)

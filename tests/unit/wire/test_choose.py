@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedmpi.wire.codecs import choose
+from fedmpi.wire.codecs import choose, estimates
 from fedmpi.wire.codecs.base import CHANGE, LAYERS, NAMES, RANKS, FieldSpec
 from fedmpi.wire.codecs.change import moves_of
 from fedmpi.wire.codecs.positions import Positions, encode_set, set_codec_names
@@ -22,7 +22,7 @@ FOR_SPARSE = frozenset({LAYERS, RANKS})
 def test_the_estimate_of_a_random_set_is_from_below_and_near(numel: int, density: float) -> None:
     rng = np.random.default_rng(0)
     indices = np.sort(rng.choice(numel, int(numel * density), replace=False))
-    estimate = choose.set_nbytes(numel, indices.size)
+    estimate = estimates.set_nbytes(numel, indices.size)
     exact = encode_set(Positions.from_indices(indices, numel)).payload.size
     assert exact - 20 - 0.015 * exact <= estimate <= exact + 2
 
@@ -121,4 +121,4 @@ def test_moves_that_cluster_are_seen() -> None:
         ((rng.random(numel) < 0.5) & (np.arange(numel) > 0.6 * numel), True),
     ):
         moves = moves_of(Positions.from_mask(base.array ^ moved), base)
-        assert choose._moves_may_cluster(moves, int(choose._ranks_nbytes(moves) * 0.98)) is seen
+        assert estimates.moves_may_cluster(moves, int(estimates.ranks_nbytes(moves) * 0.98)) is seen
