@@ -51,11 +51,14 @@ class Registered:
         ``f(config, shape, num_classes) -> Module``; the first line of its docstring is the model's description.
     takes : type
         The shapes it is built for.
+    warm_up : callable, optional
+        ``f()`` compiling what its module will need on a CPU.
     """
 
     config: type[ModelConfig]
     builder: Builder
     takes: Takes
+    warm_up: Callable[[], None] | None = None
 
 
 class ModelDescription(NamedTuple):
@@ -71,12 +74,15 @@ _MODELS: dict[str, Registered] = {}
 
 
 def register(
-    name: str, config_class: type[ModelConfig] = ModelConfig, takes: Takes = ImageShape
+    name: str,
+    config_class: type[ModelConfig] = ModelConfig,
+    takes: Takes = ImageShape,
+    warm_up: Callable[[], None] | None = None,
 ) -> Callable[[Builder], Builder]:
     """Register a builder ``f(config, shape, num_classes) -> Module`` under a name."""
 
     def decorate(builder: Builder) -> Builder:
-        _MODELS[name] = Registered(config_class, builder, takes)
+        _MODELS[name] = Registered(config_class, builder, takes, warm_up)
         return builder
 
     return decorate
@@ -143,3 +149,10 @@ def build_model(config: ModelConfig, shape: InputShape, num_classes: int, init_s
                 f"{fitting}, or one of your own (path/to/file.py:NAME or package.module:NAME)"
             )
         return model.builder(config, shape, num_classes)
+
+
+def warm_up(config: ModelConfig) -> None:
+    """Compile what a model of the package will need, so that no client's training counts it."""
+    model = _MODELS.get(config.name)
+    if model is not None and model.warm_up is not None:
+        model.warm_up()

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from fedmpi.data.shapes import ImageShape
 from fedmpi.errors import ConfigError
+from fedmpi.models import pooling
+from fedmpi.models.pooling import PoolReLU
 from fedmpi.models.registry import ModelConfig, register
 
 
@@ -39,7 +41,7 @@ def mlp(config: MlpConfig, shape: ImageShape, num_classes: int) -> nn.Module:
 
 
 class ConvNet(nn.Module):
-    """Two 5x5 convolutions without padding, each followed by pooling and ReLU, then fully connected layers.
+    """Two 5x5 convolutions, each followed by pooling and ReLU, then fully connected layers with ReLU between.
 
     Parameters
     ----------
@@ -51,6 +53,9 @@ class ConvNet(nn.Module):
         Decides the width of the first fully connected layer.
     hidden : tuple of int
         Units of the fully connected layers before the last.
+    num_classes : int
+    padding : int
+        Zeros around the images, at each convolution.
     """
 
     def __init__(
@@ -61,15 +66,16 @@ class ConvNet(nn.Module):
         shape: ImageShape,
         hidden: tuple[int, ...],
         num_classes: int,
+        padding: int = 0,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels[0], channels[1], 5)
-        self.conv2 = nn.Conv2d(channels[1], channels[2], 5)
-        self.pool = nn.MaxPool2d(pool, pool_stride)
+        self.conv1 = nn.Conv2d(channels[0], channels[1], 5, padding=padding)
+        self.conv2 = nn.Conv2d(channels[1], channels[2], 5, padding=padding)
+        self.pool = PoolReLU(pool, pool_stride)
 
         def side(size: int) -> int:
             for _ in range(2):
-                size = (size - 4 - pool) // pool_stride + 1
+                size = (size + 2 * padding - 4 - pool) // pool_stride + 1
             return size
 
         height, width = side(shape.height), side(shape.width)
@@ -80,8 +86,8 @@ class ConvNet(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return logits (batch, classes)."""
-        h = F.relu(self.pool(self.conv1(x_BCHW)))
-        h = F.relu(self.pool(self.conv2(h))).flatten(1)
+        h = self.pool(self.conv1(x_BCHW))
+        h = self.pool(self.conv2(h)).flatten(1)
         for layer in self.fc[:-1]:
             h = F.relu(layer(h))
         logits: Tensor = self.fc[-1](h)
@@ -101,15 +107,30 @@ def _need(name: str, shape: ImageShape, wanted: ImageShape) -> None:
         )
 
 
-@register("mnistnet")
+@register("mnistnet", warm_up=pooling.warm_up)
 def mnistnet(config: ModelConfig, shape: ImageShape, num_classes: int) -> nn.Module:
     """MNISTNet of FedDST (Bibikar et al. 2022): 261,840 parameters with 10 classes; 3x3 pooling of stride 1."""
     _need(config.name, shape, ImageShape(28, 28, 1))
     return ConvNet((1, 10, 20), 3, 1, shape, (50,), num_classes)
 
 
-@register("cifar10net")
+@register("cifar10net", warm_up=pooling.warm_up)
 def cifar10net(config: ModelConfig, shape: ImageShape, num_classes: int) -> nn.Module:
     """CIFAR10Net of FedDST (Bibikar et al. 2022): 782,006 parameters with 10 classes; 3x3 pooling of stride 1."""
     _need(config.name, shape, ImageShape(32, 32, 3))
     return ConvNet((3, 6, 16), 3, 1, shape, (120, 84), num_classes)
+
+
+@register("cifar100net", warm_up=pooling.warm_up)
+def cifar100net(config: ModelConfig, shape: ImageShape, num_classes: int) -> nn.Module:
+    """CIFAR100Net of FedDST (Bibikar et al. 2022): 783,092 parameters with 100 classes; 3x3 pooling of stride 1."""
+    _need(config.name, shape, ImageShape(32, 32, 3))
+    return ConvNet((3, 6, 16), 3, 1, shape, (120,), num_classes)
+
+
+@register("femnistnet")
+def femnistnet(config: ModelConfig, shape: ImageShape, num_classes: int) -> nn.Module:
+    """Network of LEAF for FEMNIST (Caldas et al. 2018): 6,603,710 parameters with 62 classes; 2x2 pooling."""
+    _need(config.name, shape, ImageShape(28, 28, 1))
+    # LEAF has ReLU before the pooling: the same numbers and the same gradients, as ReLU never falls.
+    return ConvNet((1, 32, 64), 2, 2, shape, (2048,), num_classes, padding=2)
