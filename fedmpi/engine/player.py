@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedmpi.algorithms.base import ClientContext
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.data.shard import Shard, device_data
 from fedmpi.engine.clientstate import ClientStateStore
+from fedmpi.engine.evaluation import count_apart
 from fedmpi.engine.rank import Rank, Topic, pack_floats
 from fedmpi.engine.reply import TurnReport
 from fedmpi.engine.setup import Setup
@@ -141,6 +143,7 @@ class Player:
             setup.config.train,
             setup.build_initial,
             self._progress,
+            setup.num_rounds,
             dry_run=setup.dry_run,
             known=self.schema.known,
         )
@@ -244,13 +247,16 @@ class Player:
                 self._loaded_eval_round = round_idx
             size = self.setup.config.evaluate.batch_size
             num_test = len(self.setup.dataset.test_labels)
-            results: list[float] = []
+            num_correct = np.zeros(count_apart(self.setup.dataset), np.int64)
+            losses: list[float] = []
             for batch in range(first, first + count):
                 start, stop = batch * size, min((batch + 1) * size, num_test)
-                results += evaluate_batch(self._model, self._test_data, start, stop)
+                batch_correct, loss = evaluate_batch(self._model, self._test_data, start, stop, num_correct.size)
+                num_correct += batch_correct
+                losses.append(loss)
                 self._progress()
         envelope = Envelope(Topic.EVAL_RESULT, False, round_idx, arg=first, step=count)
-        self.rank.send(0, envelope, pack_floats(*results))
+        self.rank.send(0, envelope, pack_floats(*num_correct.tolist(), *losses))
 
     def _on_down(self, packet: Packet) -> None:
         envelope = packet.envelope

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from time import perf_counter
 
 import numpy as np
 
 from fedmpi.comm.base import Envelope, Packet
-from fedmpi.engine.evaluation import Evaluation
+from fedmpi.engine.evaluation import Evaluation, ToTest, what_to_test
 from fedmpi.engine.events import Listeners
 from fedmpi.engine.phases import PHASES
 from fedmpi.engine.rank import Rank, Topic, unpack_floats
@@ -103,7 +104,10 @@ class Server:
         start = perf_counter()
         setup, rank = self._setup, self._rank
         self._round_idx = round_idx
-        cohort = setup.cohort(round_idx)
+        drawn = setup.cohort(round_idx)
+        cohort = sorted(self._algorithm.choose(round_idx, drawn))
+        if not set(cohort) <= set(drawn) or len(set(cohort)) < len(cohort):
+            raise ValueError(f"choose must return some of the clients drawn, each once, got {cohort} of {drawn}")
         phases_before = self._phase_sums()
         self._share_state(round_idx, cohort)
         with rank.timer.phase("aggregate"):
@@ -167,6 +171,8 @@ class Server:
                 "train_loss": loss_sum / num_samples if num_samples else float("nan"),
                 "test_loss": float("nan"),
                 "test_accuracy": float("nan"),
+                "client_accuracy": float("nan"),
+                "client_accuracy_std": float("nan"),
                 "down_nbytes": nbytes["down"],
                 "up_nbytes": nbytes["up"],
                 "cum_down_nbytes": self._cum_nbytes["down"],
@@ -288,6 +294,10 @@ class Server:
         self._last_phases[reply.player] = reply.report.phase_totals
         self._deal()
 
+    @cached_property
+    def _to_test(self) -> ToTest:
+        return what_to_test(self._setup.dataset, self._setup.partition)
+
     def _start_evaluation(self, round_idx: int, *, last: bool = False) -> None:
         config = self._setup.config
         every = config.evaluate.every
@@ -300,8 +310,7 @@ class Server:
             self._rank,
             round_idx,
             packed,
-            num_test=len(self._setup.dataset.test_labels),
-            num_labels=int(self._setup.dataset.test_labels.size),
+            self._to_test,
             batch_size=config.evaluate.batch_size,
             num_workers=len(self._workers),
         )
@@ -324,6 +333,10 @@ class Server:
         self._evaluation = None
         row = next(row for row in self._round_rows if row["round_idx"] == evaluation.round_idx)
         row["test_loss"], row["test_accuracy"] = evaluation.result()
+        row["client_accuracy"], row["client_accuracy_std"] = evaluation.client_result()
+        if self._to_test.class_counts is not None:
+            with self._rank.timer.phase("log"):
+                self._ledger.add_class_tests(evaluation.round_idx, evaluation.num_correct, self._to_test.num_labels)
 
     def _ledger_work(self) -> None:
         """Write what is due, now that the workers have work."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedmpi.ledger.digest import model_digest
-from fedmpi.ledger.reader import Ledger
+from fedmpi.ledger.reader import Ledger, client_accuracies, mean_and_std
 from fedmpi.ledger.schema import DIRECTIONS
 from fedmpi.ledger.stored import Array
 
@@ -18,6 +18,8 @@ DROPOUT = "dropout"
 # Codecs that store numbers as they are: no data lets them pass the bound, but for the rounding of a number to bytes.
 _PLAIN_CODECS = ("raw", "numbers")
 _BOUND_SLACK_NBITS = 64
+# Between accuracies whose sums were taken in another order.
+_ACCURACY_SLACK = 1e-9
 _TIMES = ("encode_s", "decode_s", "send_t", "recv_t")
 
 
@@ -52,6 +54,7 @@ class Check:
             self._check_messages(ledger.messages)
             self._check_rounds(ledger)
             self._check_faults(ledger)
+            self._check_class_tests(ledger)
             self._check_partition(ledger)
             self._check_totals(ledger)
 
@@ -184,6 +187,48 @@ class Check:
             rounds["num_faults"] != want,
             _comparing(rounds["round_idx"], rounds["num_faults"], want),
         )
+
+    def _check_class_tests(self, ledger: Ledger) -> None:
+        tests, rounds = ledger.class_tests, ledger.rounds
+        if not len(tests["round_idx"]):
+            return
+
+        def name(row: int) -> str:
+            return ", ".join(f"{column} {values[row]}" for column, values in tests.items())
+
+        correct, tested = tests["num_correct"], tests["num_tested"]
+        self._rows("class_tests: 0 <= num_correct <= num_tested", (correct < 0) | (correct > tested), name)
+        if self._is_finished:
+            missing = ~np.isin(tests["round_idx"], rounds["round_idx"])
+            self._rows("class_tests: each is of a recorded round", missing, name)
+        class_counts = None if ledger.partition is None else ledger.partition[1]
+        num_classes = int(tests["class_idx"].max()) + 1 if class_counts is None else class_counts.shape[1]
+        of_rounds = np.unique(tests["round_idx"])
+        order = np.lexsort([tests["class_idx"], tests["round_idx"]])
+        whole = len(order) == len(of_rounds) * num_classes and np.array_equal(
+            tests["class_idx"][order], np.tile(np.arange(num_classes), len(of_rounds))
+        )
+        rule = f"class_tests: one row for each of {num_classes} classes after each round that has any"
+        self._fact(rule, whole, f"{len(order)} rows of {len(of_rounds)} rounds")
+        if not whole or (np.diff(rounds["round_idx"]) <= 0).any():
+            return  # there is no telling which row of rounds the counts belong to
+        correct, tested = (column[order].reshape(len(of_rounds), num_classes) for column in (correct, tested))
+        with np.errstate(invalid="ignore"):
+            wanted = {"test_accuracy": correct.sum(axis=1) / tested.sum(axis=1)}
+        if class_counts is not None:
+            clients = [
+                mean_and_std(client_accuracies(class_counts, *counts)) for counts in zip(correct, tested, strict=True)
+            ]
+            wanted["client_accuracy"], wanted["client_accuracy_std"] = np.array(clients).T
+        at = np.isin(rounds["round_idx"], of_rounds)
+        row_of = np.searchsorted(of_rounds, rounds["round_idx"][at])
+        for column, accuracies in wanted.items():
+            got, want = rounds[column][at], accuracies[row_of]
+            self._rows(
+                f"rounds: {column} follows from class_tests" + " and the partition" * (column != "test_accuracy"),
+                ~np.isclose(got, want, rtol=0, atol=_ACCURACY_SLACK, equal_nan=True),
+                _comparing(rounds["round_idx"][at], got, want),
+            )
 
     def _check_partition(self, ledger: Ledger) -> None:
         if ledger.partition is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +17,7 @@ import numpy as np
 from fedmpi.errors import OutputError
 from fedmpi.ledger.digest import ledger_digest, model_digest
 from fedmpi.ledger.schema import (
+    CLASS_TEST_COLUMNS,
     DIRECTIONS,
     FAULT_COLUMNS,
     FILETYPE,
@@ -24,6 +26,9 @@ from fedmpi.ledger.schema import (
     ROUND_COLUMNS,
 )
 from fedmpi.ledger.stored import Array, column_lengths, empty_columns, open_file, read_array, read_columns
+
+# Rounds that an error lists.
+_NAMED = 5
 
 
 class Ledger:
@@ -111,6 +116,45 @@ class Ledger:
         return columns
 
     @cached_property
+    def class_tests(self) -> dict[str, Array]:
+        """Columns of `schema.CLASS_TEST_COLUMNS`, each of shape (num_rows,): none of text, none in older files."""
+        with self._naming_errors():
+            if "class_tests" not in self._file:
+                return empty_columns(CLASS_TEST_COLUMNS)
+            return read_columns(self._file, "class_tests", CLASS_TEST_COLUMNS)
+
+    def client_accuracies(self, round_idx: int) -> Array:
+        """Return every client's own accuracy after one round, from `class_tests` and `partition`.
+
+        Parameters
+        ----------
+        round_idx : int
+            A round that was tested.
+
+        Returns
+        -------
+        float64 ndarray, shape (num_clients,)
+            As `client_accuracies` says.
+
+        Raises
+        ------
+        OutputError
+            If the file has no partition, or not the counts of all classes after this round.
+        """
+        if self.partition is None:
+            raise OutputError(f"{self.path}: expected to read who holds which classes, got a ledger without /partition")
+        class_counts, tests = self.partition[1], self.class_tests
+        rows = np.flatnonzero(tests["round_idx"] == round_idx)
+        order = rows[np.argsort(tests["class_idx"][rows])]
+        if not np.array_equal(tests["class_idx"][order], np.arange(class_counts.shape[1])):
+            raise OutputError(
+                f"{self.path}: expected a round that was tested, with a row in /class_tests for each of "
+                f"{class_counts.shape[1]} classes, got round {round_idx} with {len(rows)} rows; "
+                f"rounds there: {_some(np.unique(tests['round_idx']))}"
+            )
+        return client_accuracies(class_counts, tests["num_correct"][order], tests["num_tested"][order])
+
+    @cached_property
     def placement(self) -> list[dict[str, Any]]:
         """The placement table, one dict of str and int a rank; empty if none was stored."""
         with self._naming_errors():
@@ -149,7 +193,7 @@ class Ledger:
     def stored_lengths(self) -> dict[str, dict[str, int]]:
         """Return the number of rows in the file of each column, by group; more than `messages` has: a torn flush."""
         with self._naming_errors():
-            groups = ("messages", "faults", "rounds", "placement")
+            groups = ("messages", "faults", "class_tests", "rounds", "placement")
             return {group: lengths for group in groups if (lengths := column_lengths(self._file, group))}
 
     def summary(self) -> dict[str, Any]:
@@ -159,7 +203,7 @@ class Ledger:
         -------
         dict
             algorithm, data, partition, model (names); seed; rounds_planned; status; rounds, num_messages,
-            num_faults, num_ranks (counts); accuracy (fraction) and loss of the last test;
+            num_faults, num_ranks (counts); accuracy (fraction), client_accuracy (fraction) and loss of the last test;
             up_nbytes, down_nbytes and their sum wire_nbytes, from the message rows, so that a killed run has them;
             simulation_nbytes; wall_s; model_digest, ledger_digest (hex).
         """
@@ -176,6 +220,7 @@ class Ledger:
             "status": self.status,
             "rounds": num_rounds,
             "accuracy": float(rounds["test_accuracy"][tested[-1]]) if len(tested) else None,
+            "client_accuracy": _number(rounds["client_accuracy"][tested[-1]]) if len(tested) else None,
             "loss": float(rounds["test_loss"][tested[-1]]) if len(tested) else None,
             "num_messages": len(is_down),
             "num_faults": len(self.faults["fault"]),
@@ -225,6 +270,47 @@ class Ledger:
                 f"{self.path}: expected a whole ledger, got a part that cannot be read ({words}); the file is damaged: "
                 f"copy it again, or run again"
             ) from error
+
+
+def client_accuracies(class_counts: Array, num_correct: Array, num_tested: Array) -> Array:
+    """Return each client's accuracy on all test samples of the classes of which it holds training samples.
+
+    That is what testing the model on each client's own share of the test set comes to, without testing a sample twice.
+
+    Parameters
+    ----------
+    class_counts : int ndarray, shape (num_clients, num_classes)
+        Training samples of each client by class.
+    num_correct, num_tested : int ndarray, shape (num_classes,)
+        Test samples of each class: those that were told rightly, and all.
+
+    Returns
+    -------
+    float64 ndarray, shape (num_clients,)
+        From 0 to 1; NaN for a client none of whose classes has test samples.
+    """
+    correct, tested = ((class_counts > 0) @ np.stack([num_correct, num_tested], axis=1)).T
+    accuracies = np.full(len(tested), np.nan)
+    np.divide(correct, tested, out=accuracies, where=tested > 0)
+    return accuracies
+
+
+def mean_and_std(accuracies: Array) -> tuple[float, float]:
+    """Return the mean and the population standard deviation of the accuracies that are not NaN; NaN of none."""
+    known = accuracies[~np.isnan(accuracies)]
+    return (float(known.mean()), float(known.std())) if len(known) else (math.nan, math.nan)
+
+
+def _some(rounds: Array) -> str:
+    """Return the first of some rounds in words."""
+    named = [str(round_idx) for round_idx in rounds[:_NAMED].tolist()]
+    more = [f"and {len(rounds) - _NAMED} more"] if len(rounds) > _NAMED else []
+    return ", ".join(named + more) or "none"
+
+
+def _number(value: float) -> float | None:
+    """Return a number, None if it is NaN."""
+    return None if math.isnan(value) else float(value)
 
 
 def _at(tree: Any, *keys: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 LEDGER_NAME = "ledger.h5"
@@ -81,6 +82,22 @@ ROUND_COLUMNS = (
     Column("log_s", "<f8", "s", "writing the ledger"),
     Column("density", "<f8", "1", "kept / all parameters of the global model"),
     Column("num_faults", "<i4", "1", "clients whose reply was lost or refused; they stand in /faults", default=0),
+    Column(
+        "client_accuracy",
+        "<f8",
+        "1",
+        "mean over clients of their accuracy on the test images of the classes that they train on; NaN without",
+        default=math.nan,
+    ),
+    Column("client_accuracy_std", "<f8", "1", "standard deviation of it over clients; NaN without", default=math.nan),
+)
+
+# Files of before this table have no such group; of text it has no rows.
+CLASS_TEST_COLUMNS = (
+    Column("round_idx", "<i4", "1", "round whose model was tested, from 0"),
+    Column("class_idx", "<i4", "1", "true class, from 0"),
+    Column("num_correct", "<i8", "1", "test samples of the class that the model told rightly"),
+    Column("num_tested", "<i8", "1", "test samples of the class"),
 )
 
 # Files of before this table have no such group, which reads as no fault.
@@ -100,7 +117,7 @@ NAME_COLUMNS = (
 )
 
 # What `fedmpi.ledger.export` writes; here, because this module loads nothing.
-EXPORTED_TABLES = ("messages", "rounds", "faults", "partition", "placement", "attributes")
+EXPORTED_TABLES = ("messages", "rounds", "faults", "class_tests", "partition", "placement", "attributes")
 
 
 def extra_round_column(name: str) -> Column:

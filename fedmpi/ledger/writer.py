@@ -17,6 +17,7 @@ import numpy as np
 
 from fedmpi.errors import OutputError
 from fedmpi.ledger.schema import (
+    CLASS_TEST_COLUMNS,
     DIRECTIONS,
     FAULT_COLUMNS,
     FILETYPE,
@@ -35,7 +36,7 @@ from fedmpi.ledger.table import Table
 # Of each column HDF5 would keep a megabyte in memory; appending needs the chunk that is being filled.
 _CACHE_NBYTES = 1 << 16
 _TEXT = h5py.string_dtype()
-_STRUCT_CODES = {"|u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q", "<i4": "i", "<f4": "f", "<f8": "d"}
+_STRUCT_CODES = {"|u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q", "<i4": "i", "<i8": "q", "<f4": "f", "<f8": "d"}
 _ROUND_DEFAULTS = {column.name: column.default for column in ROUND_COLUMNS if column.default is not None}
 
 
@@ -66,6 +67,7 @@ class LedgerWriter:
         self._flush_s = flush_s
         self._values: list[Any] = []  # of the rows that wait, one after the other
         self._faults: list[Any] = []  # in the same way
+        self._class_tests: list[Any] = []  # in the same way
         self._rounds: list[dict[str, float]] = []
         self._codes: dict[str, dict[str, int]] = {column.name: {} for column in NAME_COLUMNS}
         self._codes["direction"] = {name: code for code, name in enumerate(DIRECTIONS)}
@@ -96,6 +98,7 @@ class LedgerWriter:
         self._name_tables = {column.name: Table(names, [column], chunk_rows=16) for column in NAME_COLUMNS}
         self._message_table = Table(root.create_group("messages"), MESSAGE_COLUMNS, chunk_rows=2048)
         self._fault_table = Table(root.create_group("faults"), FAULT_COLUMNS, chunk_rows=256)
+        self._class_test_table = Table(root.create_group("class_tests"), CLASS_TEST_COLUMNS, chunk_rows=512)
         self._round_table = Table(root.create_group("rounds"), ROUND_COLUMNS, chunk_rows=256)
 
     def _remove(self) -> None:
@@ -124,6 +127,21 @@ class LedgerWriter:
         """
         self._faults += (round_idx, client_id, rank, fault)
 
+    def add_class_tests(
+        self, round_idx: int, num_correct: np.ndarray[Any, Any], num_tested: np.ndarray[Any, Any]
+    ) -> None:
+        """Keep the rows of `class_tests` of one test for the next flush, one a class.
+
+        Parameters
+        ----------
+        round_idx : int
+            Round whose model was tested.
+        num_correct, num_tested : int ndarray, shape (num_classes,)
+            Test samples of each class: those that were told rightly, and all.
+        """
+        counts = enumerate(zip(num_correct.tolist(), num_tested.tolist(), strict=True))
+        self._class_tests += [value for class_idx, pair in counts for value in (round_idx, class_idx, *pair)]
+
     def add_round(self, values: Mapping[str, float]) -> None:
         """Keep one row of `rounds`: its fixed columns, and any scalar by the name of its column.
 
@@ -150,9 +168,11 @@ class LedgerWriter:
         self._flushed_at = time.monotonic()
         with self._naming_errors():
             if self._is_waiting():
-                self._reserve(32 * (len(self._values) + len(self._faults)) + 512 * len(self._rounds))
+                num_values = len(self._values) + len(self._faults) + len(self._class_tests)
+                self._reserve(32 * num_values + 512 * len(self._rounds))
                 self._write_rows(self._message_table, MESSAGE_COLUMNS, self._values)
                 self._write_rows(self._fault_table, FAULT_COLUMNS, self._faults)
+                self._write_rows(self._class_test_table, CLASS_TEST_COLUMNS, self._class_tests)
                 self._write_rounds()
             self._open_file().flush()
 
@@ -245,7 +265,7 @@ class LedgerWriter:
         return self._file
 
     def _is_waiting(self) -> bool:
-        return bool(self._values or self._faults or self._rounds)
+        return bool(self._values or self._faults or self._class_tests or self._rounds)
 
     def _write_rows(self, table: Table, columns: Sequence[Column], waiting: list[Any]) -> None:
         """Append rows, whose values lie one after the other, and forget them."""

@@ -1,7 +1,8 @@
-"""An evaluation's batches are dealt once, and the result does not depend on who did what."""
+"""An evaluation's batches are dealt once, and the result does not depend on who did what; clients' accuracies."""
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -11,15 +12,19 @@ from hypothesis import strategies as st
 
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.comm.local import LocalCommunicator
-from fedmpi.engine.evaluation import Evaluation
+from fedmpi.data.datasets import Dataset
+from fedmpi.data.partition import Partition
+from fedmpi.engine.evaluation import Evaluation, ToTest, count_apart, what_to_test
 from fedmpi.engine.rank import Rank, Topic, pack_floats
 
 NUM_TEST, BATCH_SIZE = 1234, 50
 NUM_BATCHES = 25
 rng = random.Random(1)
-CORRECT = [rng.randrange(51) for _ in range(NUM_BATCHES)]
+CORRECT = [[rng.randrange(18) for _ in range(3)] for _ in range(NUM_BATCHES)]  # by class
 LOSS = [rng.uniform(0.01, 99) * 10 ** rng.randrange(-3, 4) for _ in range(NUM_BATCHES)]
 MODEL = np.arange(100, dtype=np.uint8)
+# The third class has no test image, and the last client none but of that class.
+IMAGES = ToTest(NUM_TEST, np.array([600, 634, 0]), np.array([[3, 0, 0], [1, 9, 0], [0, 2, 5], [0, 0, 4]]))
 
 
 class Office(LocalCommunicator):
@@ -33,19 +38,16 @@ class Office(LocalCommunicator):
         self.sent.append((dest, envelope, b"" if body is None else body.tobytes()))
 
 
-def start(num_workers: int, num_test: int = NUM_TEST) -> tuple[Evaluation, Office]:
+def start(num_workers: int, to_test: ToTest = IMAGES) -> tuple[Evaluation, Office]:
     office = Office()
     rank = Rank(office, 1.0)
-    evaluation = Evaluation(
-        rank, 7, MODEL, num_test=num_test, num_labels=num_test, batch_size=BATCH_SIZE, num_workers=num_workers
-    )
-    return evaluation, office
+    return Evaluation(rank, 7, MODEL, to_test, batch_size=BATCH_SIZE, num_workers=num_workers), office
 
 
 def answer(worker: int, task: Envelope) -> Packet:
     """Return what a worker sends back for a task."""
     batches = range(task.arg, task.arg + task.step)
-    body = pack_floats(*(number for i in batches for number in (CORRECT[i], LOSS[i])))
+    body = pack_floats(*(sum(CORRECT[i][k] for i in batches) for k in range(3)), *(LOSS[i] for i in batches))
     return Packet(worker, Envelope(Topic.EVAL_RESULT, False, 7, arg=task.arg, step=task.step), body)
 
 
@@ -53,7 +55,7 @@ def expected() -> tuple[float, float]:
     loss = 0.0
     for one in LOSS:
         loss += one
-    return loss / NUM_TEST, sum(CORRECT) / NUM_TEST
+    return loss / NUM_TEST, sum(map(sum, CORRECT)) / NUM_TEST
 
 
 @given(num_workers=st.integers(1, 40), seed=st.integers(0, 99))
@@ -78,6 +80,7 @@ def test_any_workers_in_any_order_give_the_same_bits(num_workers: int, seed: int
     assert batches == list(range(NUM_BATCHES))
     assert len(set(keys)) == len(keys) == len(given_out)
     assert evaluation.result() == expected()
+    assert evaluation.num_correct.tolist() == [sum(batch[k] for batch in CORRECT) for k in range(3)]
 
 
 def test_the_model_goes_once_to_each_who_takes_part_and_before_its_batches() -> None:
@@ -117,9 +120,52 @@ def test_pieces_are_small_enough_to_share_out(num_workers: int) -> None:
 
 
 def test_fewer_images_than_a_batch() -> None:
-    evaluation, office = start(3, num_test=10)
+    evaluation, office = start(3, ToTest(10, np.array([4, 6]), np.array([[1, 0], [0, 1], [7, 7]])))
     assert evaluation.deal(2) == ("eval", 0)
     assert evaluation.all_dealt
     assert office.sent[-1][1].step == 1
-    evaluation.take(Packet(2, Envelope(Topic.EVAL_RESULT, False, 7, arg=0, step=1), pack_floats(6, 25.0)))
+    evaluation.take(Packet(2, Envelope(Topic.EVAL_RESULT, False, 7, arg=0, step=1), pack_floats(1, 5, 25.0)))
     assert evaluation.result() == (2.5, 0.6)
+    accuracies = [1 / 4, 5 / 6, 6 / 10]
+    mean = sum(accuracies) / 3
+    std = math.sqrt(sum((accuracy - mean) ** 2 for accuracy in accuracies) / 3)
+    assert evaluation.client_result() == pytest.approx((mean, std), rel=1e-12)
+
+
+def test_a_client_without_test_images_is_left_out_of_the_mean() -> None:
+    evaluation, _ = start(1)
+    evaluation.num_correct += [300, 317, 0]
+    assert evaluation.client_result() == (0.5, 0.0)
+    evaluation, _ = start(1, IMAGES._replace(class_counts=np.array([[0, 0, 4]])))
+    assert all(map(math.isnan, evaluation.client_result()))
+
+
+def data(test_labels: np.ndarray, num_classes: int) -> Dataset:
+    """Return a data set of 5 training samples."""
+    train_labels = np.array([0, 0, 1, 3, 3]) if test_labels.ndim == 1 else np.zeros((5, 4), np.int64)
+    pixels = np.zeros((len(test_labels), 1, 1, 1), np.uint8)
+    return Dataset("x", np.zeros((5, 1, 1, 1), np.uint8), train_labels, pixels, test_labels, num_classes, (), ())
+
+
+def test_what_there_is_to_test_of_images() -> None:
+    dataset = data(np.array([0, 1, 1, 3, 0, 1]), 5)
+    num_samples, num_labels, class_counts = what_to_test(
+        dataset, Partition(np.array([1, 2, 0, 4]), np.array([0, 3, 4]))
+    )
+    assert (num_samples, num_labels.tolist()) == (6, [2, 3, 0, 1, 0])
+    assert class_counts is not None
+    assert class_counts.tolist() == [[2, 1, 0, 0, 0], [0, 0, 0, 1, 0]]
+    assert count_apart(dataset) == 5
+
+
+def test_a_text_is_counted_as_a_whole() -> None:
+    dataset = data(np.zeros((7, 4), np.int64), 5)
+    to_test = what_to_test(dataset, Partition(np.arange(5), np.array([0, 5])))
+    assert (to_test.num_samples, to_test.num_labels.tolist(), to_test.class_counts) == (7, [28], None)
+    assert count_apart(dataset) == 1
+    evaluation, _ = start(1, to_test)
+    evaluation.deal(1)
+    evaluation.take(Packet(1, Envelope(Topic.EVAL_RESULT, False, 7, arg=0, step=1), pack_floats(21, 14.0)))
+    assert evaluation.finished
+    assert evaluation.result() == (0.5, 0.75)
+    assert all(map(math.isnan, evaluation.client_result()))

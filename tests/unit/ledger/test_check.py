@@ -23,7 +23,10 @@ def message(round_idx: int, client_id: int, direction: str, payload: int, codec:
 
 
 def make(path: Path, status: str = "done") -> Path:
-    """Write 3 rounds of 3 clients; client 2 drops out of round 1, client 0's reply of round 2 is refused."""
+    """Write 3 rounds of 3 clients; client 2 drops out of round 1, client 0's reply of round 2 is refused.
+
+    The model is tested after rounds 0 and 2; client 2 holds nothing, and so has no accuracy.
+    """
     writer = LedgerWriter(path, attrs={}, config_yaml="a: 1\n", flush_s=1.0)
     writer.set_partition(np.array([3, 4, 0]), np.array([[1, 2], [0, 4], [0, 0]]))
     cum = {"down": 0, "up": 0}
@@ -37,7 +40,12 @@ def make(path: Path, status: str = "done") -> Path:
         cum = {name: cum[name] + sums[name] for name in cum}
         nbytes = {f"{name}_nbytes": count for name, count in sums.items()}
         nbytes |= {f"cum_{name}_nbytes": count for name, count in cum.items()}
-        writer.add_round({"round_idx": r, "num_clients": 3, "num_faults": int(r > 0), "rho": 1.0, **nbytes})
+        accuracies = {}
+        if r != 1:
+            writer.add_class_tests(r, np.array([1, 3]), np.array([4, 4]))
+            accuracies = {"test_accuracy": 4 / 8, "client_accuracy": 0.625, "client_accuracy_std": 0.125}
+        row = {"round_idx": r, "num_clients": 3, "num_faults": int(r > 0), "rho": 1.0}
+        writer.add_round({**row, **nbytes, **accuracies})
     writer.add_fault(1, 2, 1, "dropout")
     writer.add_fault(2, 0, 1, "nonfinite")
     writer.set_model(STATE, INTS, [("w", (5,), 0)])
@@ -70,6 +78,33 @@ def test_file_from_before_faults_is_sound(path):
     assert check(path) == []
 
 
+def test_file_from_before_class_tests_is_sound(path):
+    with h5py.File(path, "r+") as file:
+        del file["class_tests"], file["rounds/client_accuracy"], file["rounds/client_accuracy_std"]
+    assert check(path) == []
+
+
+def test_class_tests_without_a_partition(path):
+    with h5py.File(path, "r+") as file:
+        del file["partition"]
+        file["rounds/client_accuracy"][:] = 0.9  # of what cannot be known
+    assert check(path) == []
+    with h5py.File(path, "r+") as file:
+        file["class_tests/class_idx"][3] = 2**31 - 1
+    (problem,) = check(path)
+    assert problem.startswith("class_tests: one row for each of 2147483648 classes")
+
+
+def test_classes_that_the_partition_does_not_have(path):
+    with h5py.File(path, "r+") as file:
+        del file["partition/class_counts"]
+        file["partition/class_counts"] = np.array([[1, 2, 0], [0, 4, 0], [0, 0, 0]])
+    (problem,) = check(path)
+    assert problem == (
+        "class_tests: one row for each of 3 classes after each round that has any: got 4 rows of 2 rounds"
+    )
+
+
 # What is changed in the file, and what must be said of it: once, and of nothing else.
 CHANGES = {
     "messages/header_nbytes": (4, 11, "header_nbytes + payload_nbytes = wire_nbytes: 1 of 17 rows break it, the first "
@@ -83,6 +118,15 @@ CHANGES = {
     "rounds/down_nbytes": (1, 5, "rounds: down_nbytes is the sum.*1 of 3 rows.*round 1, 5 where the rows come to 333"),
     "rounds/cum_up_nbytes": (2, 5, "rounds: cum_up_nbytes is the sum.*the first is round 2, 5 where"),
     "rounds/num_faults": (0, 1, "rounds: num_faults is the number.*the first is round 0, 1 where the rows come to 0"),
+    "rounds/test_accuracy": (2, np.nan, "rounds: test_accuracy follows from class_tests: 1 of 2 rows break it, the "
+                                        "first is round 2, nan where the rows come to 0.5"),
+    "rounds/client_accuracy": (0, 0.626, "rounds: client_accuracy follows.*the first is round 0, 0.626 where"),
+    "rounds/client_accuracy_std": (2, 0.1, "rounds: client_accuracy_std follows.*round 2, 0.1 where .* come to 0.125"),
+    "class_tests/num_correct": (3, 5, "class_tests: 0 <= num_correct <= num_tested: 1 of 4 rows break it, the first is "
+                                      "round_idx 2, class_idx 1, num_correct 5, num_tested 4"),
+    "class_tests/num_tested": (0, 5, "rounds: test_accuracy follows.*1 of 2 rows.*round 0, 0.5 where the rows come to"),
+    "class_tests/class_idx": (1, 0, "class_tests: one row for each of 2 classes.*: got 4 rows of 2 rounds"),
+    "class_tests/round_idx": (3, 1, "class_tests: one row for each of 2 classes.*: got 4 rows of 3 rounds"),
     "rounds/round_idx": (1, 0, "rounds: round_idx ascends.*row 1, round 0"),
     "partition/sizes": (1, 5, "class_counts of a client sum to its size.*the first is client 1, size 5, sum 4"),
     "model/state": (0, 9.0, "model_digest is that of the stored model: got "),
@@ -101,6 +145,7 @@ def test_a_changed_value_is_found(path, name):
     problems = check(path)
     assert [problem for problem in problems if re.search(words.replace("+", "\\+"), problem)], problems
     also = {"messages/kind": 4, "rounds/round_idx": 4, "faults/fault": 2}  # what follows from lost rows
+    also |= {"class_tests/num_correct": 4, "class_tests/num_tested": 3}  # and from counts
     assert len(problems) <= also.get(name, 1), problems
 
 
@@ -133,7 +178,7 @@ def test_an_uplink_of_a_client_that_dropped_out(path):
     assert problem.endswith("round 1, client 1, dropout")
 
 
-@pytest.mark.parametrize(("status", "num_problems"), [("done", 2), ("stopped", 2), ("running", 0), ("failed: x", 0)])
+@pytest.mark.parametrize(("status", "num_problems"), [("done", 3), ("stopped", 3), ("running", 0), ("failed: x", 0)])
 def test_rows_of_a_round_that_was_not_recorded(path, status, num_problems):
     """A run that was cut short has them; one that came to its end must not."""
     with h5py.File(path, "r+") as file:
@@ -145,6 +190,7 @@ def test_rows_of_a_round_that_was_not_recorded(path, status, num_problems):
     if problems:
         assert "messages: each is of a recorded round: 6 of 17 rows" in problems[0]
         assert "faults: each is of a recorded round: 1 of 2 rows" in problems[1]
+        assert "class_tests: each is of a recorded round: 2 of 4 rows" in problems[2]
 
 
 @pytest.mark.parametrize("status", ["running", "done"])
@@ -158,7 +204,7 @@ def test_the_total_counts_only_when_the_run_came_to_an_end(path, status):
 def test_unequal_lengths(path):
     with h5py.File(path, "r+") as file:
         file["rounds/rho"].resize((1,))
-    assert check(path) == ["rounds: 20 columns of equal length: got 1 rows of rho and 3 of aggregate_s"]
+    assert check(path) == ["rounds: 22 columns of equal length: got 1 rows of rho and 3 of aggregate_s"]
 
 
 def test_head(path):

@@ -35,6 +35,7 @@ def make(path: Path, num_messages: int = 300) -> Path:
     writer.add_round({"round_idx": 0, "test_accuracy": 1 / 3, "rho": np.inf, "num_faults": 1, **fixed})
     writer.add_round({"round_idx": 1, **fixed})
     writer.add_fault(0, 2, 1, "dropout")
+    writer.add_class_tests(0, np.array([2, 2**62, 0]), np.array([9, 2**62 + 1, 0]))
     writer.set_partition(np.array([3, 4]), np.array([[1, 2, 0], [0, 0, 4]]))
     writer.set_placement([{"rank": 0, "host": "n,1", "gpu": "-"}, {"rank": 1, "host": 'n"2', "gpu": "H200"}])
     writer.finish("done", {"wall_s": 2.5})
@@ -57,7 +58,8 @@ def test_every_table_comes_back(path, tmp_path):
     assert sorted(os.listdir(tmp_path / "new" / "csv")) == sorted(file.name for file in files)
     tables = {file.stem: rows(file) for file in files}
     with Ledger(path) as ledger:
-        for name, want in (("messages", ledger.messages), ("rounds", ledger.rounds), ("faults", ledger.faults)):
+        for name in ("messages", "rounds", "faults", "class_tests"):
+            want = getattr(ledger, name)
             assert list(tables[name][0]) == list(want)
             for column, values in want.items():
                 text = [row[column] for row in tables[name]]
@@ -74,6 +76,11 @@ def test_every_table_comes_back(path, tmp_path):
     assert tables["rounds"][0]["rho"] == "inf"
     assert tables["rounds"][0]["test_accuracy"] == repr(1 / 3)
     assert tables["faults"] == [{"round_idx": "0", "client_id": "2", "rank": "1", "fault": "dropout"}]
+    assert tables["class_tests"][1:] == [
+        {"round_idx": "0", "class_idx": "1", "num_correct": str(2**62), "num_tested": str(2**62 + 1)},
+        {"round_idx": "0", "class_idx": "2", "num_correct": "0", "num_tested": "0"},
+    ]
+    assert tables["rounds"][1]["client_accuracy"] == ""
     assert tables["partition"] == [
         {"client_id": "0", "num_samples": "3", "class_0": "1", "class_1": "2", "class_2": "0"},
         {"client_id": "1", "num_samples": "4", "class_0": "0", "class_1": "0", "class_2": "4"},
@@ -131,7 +138,8 @@ def test_a_ledger_without_a_part_has_its_header(tmp_path):
     files = export_csv(tmp_path / "l.h5", tmp_path)
     heads = {file.stem: file.read_text().splitlines()[0] for file in files}
     assert (heads["partition"], heads["placement"]) == ("client_id,num_samples", "rank")
-    assert [len(file.read_text().splitlines()) for file in files[:-1]] == [1] * 5
+    assert [len(file.read_text().splitlines()) for file in files[:-1]] == [1] * 6
+    assert heads["class_tests"] == "round_idx,class_idx,num_correct,num_tested"
     assert {"name": "accuracy", "value": ""} in rows(files[-1])
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fedmpi.errors import OutputError
 from fedmpi.ledger.digest import model_digest
-from fedmpi.ledger.reader import Ledger
+from fedmpi.ledger.reader import Ledger, client_accuracies, mean_and_std
 from fedmpi.ledger.schema import FORMAT_VERSION, ROUND_COLUMNS, MessageRow
 from fedmpi.ledger.writer import LedgerWriter
 
@@ -44,6 +44,7 @@ def test_summary(path):
         "status": "done",
         "rounds": 2,
         "accuracy": 0.75,
+        "client_accuracy": None,
         "loss": 0.5,
         "num_messages": 8,
         "num_faults": 2,
@@ -122,6 +123,108 @@ def test_file_from_before_faults(path):
         assert "num_faults" not in ledger.stored_lengths()["rounds"]
 
 
+@pytest.fixture
+def tested(tmp_path) -> Path:
+    """A finished ledger whose model was tested after rounds 0 and 2: 4 clients of 3 classes, the last untested."""
+    writer = LedgerWriter(tmp_path / "tested.h5", attrs={}, config_yaml="", flush_s=1.0)
+    writer.set_partition(np.array([3, 10, 7, 4]), np.array([[3, 0, 0], [1, 9, 0], [0, 2, 5], [0, 0, 4]]))
+    fixed = dict.fromkeys(("num_clients", "down_nbytes", "up_nbytes", "cum_down_nbytes", "cum_up_nbytes"), 0)
+    for round_idx, num_correct in ((0, [1, 1, 0]), (1, None), (2, [3, 4, 0])):
+        row = {"round_idx": round_idx, "test_loss": 1.5, "wall_s": 1.0, **fixed}
+        if num_correct:
+            writer.add_class_tests(round_idx, np.array(num_correct), np.array([4, 6, 0]))
+            row |= {"test_accuracy": sum(num_correct) / 10, "client_accuracy": 0.5, "client_accuracy_std": 0.25}
+        writer.add_round(row)
+    writer.finish("done", {})
+    return tmp_path / "tested.h5"
+
+
+def test_accuracies_by_hand():
+    class_counts = np.array([[3, 0, 0], [1, 9, 0], [0, 2, 5], [0, 0, 4], [0, 0, 0]])
+    accuracies = client_accuracies(class_counts, np.array([3, 4, 0]), np.array([4, 6, 0]))
+    assert accuracies.dtype == np.float64
+    np.testing.assert_array_equal(accuracies, [3 / 4, 7 / 10, 4 / 6, np.nan, np.nan])
+    mean = (3 / 4 + 7 / 10 + 4 / 6) / 3
+    squares = [(accuracy - mean) ** 2 for accuracy in (3 / 4, 7 / 10, 4 / 6)]
+    assert mean_and_std(accuracies) == pytest.approx((mean, (sum(squares) / 3) ** 0.5), rel=1e-12)
+    assert np.isnan(mean_and_std(accuracies[3:])).all()
+
+
+def test_accuracies_of_large_counts_are_exact():
+    counts = np.array([2**52 + 1, 2**52 - 1])
+    assert client_accuracies(np.array([[1, 1], [0, 5]]), counts, counts + 0).tolist() == [1.0, 1.0]
+
+
+def test_client_accuracies(tested):
+    with Ledger(tested) as ledger:
+        np.testing.assert_array_equal(ledger.client_accuracies(0), [1 / 4, 2 / 10, 1 / 6, np.nan])
+        np.testing.assert_array_equal(ledger.client_accuracies(2), [3 / 4, 7 / 10, 4 / 6, np.nan])
+        np.testing.assert_array_equal(ledger.rounds["client_accuracy"], [0.5, np.nan, 0.5])
+        assert ledger.summary()["client_accuracy"] == 0.5
+
+
+def test_rows_of_class_tests_in_any_order(tested):
+    with h5py.File(tested, "r+") as file:
+        for dataset in file["class_tests"].values():
+            dataset[:] = dataset[:][[4, 0, 5, 2, 1, 3]]
+    with Ledger(tested) as ledger:
+        np.testing.assert_array_equal(ledger.client_accuracies(2), [3 / 4, 7 / 10, 4 / 6, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("damage", "round_idx", "words"),
+    [
+        (lambda file: None, 1, "each of 3 classes, got round 1 with 0 rows; rounds there: 0, 2$"),
+        (lambda file: file["class_tests/num_correct"].resize((5,)), 2, "got round 2 with 2 rows; rounds there: 0, 2$"),
+        (lambda file: file["class_tests/class_idx"].write_direct(np.zeros(6, "<i4")), 0, "got round 0 with 3 rows"),
+        (lambda file: file.__delitem__("class_tests"), 0, "got round 0 with 0 rows; rounds there: none$"),
+        (lambda file: file.__delitem__("partition"), 0, "without /partition$"),
+        (lambda file: file.__delitem__("class_tests/num_tested"), 0, "cannot be read .*num_tested is missing"),
+    ],
+)
+def test_no_client_accuracies(tested, damage, round_idx, words):
+    with h5py.File(tested, "r+") as file:
+        damage(file)
+    with Ledger(tested) as ledger, pytest.raises(OutputError, match=words) as caught:
+        ledger.client_accuracies(round_idx)
+    assert str(caught.value).startswith(f"{tested}: expected ")
+
+
+def test_an_error_names_few_of_many_rounds(tmp_path):
+    writer = LedgerWriter(tmp_path / "l.h5", attrs={}, config_yaml="", flush_s=1.0)
+    writer.set_partition(np.array([3]), np.array([[3]]))
+    for round_idx in range(9):
+        writer.add_class_tests(round_idx, np.array([1]), np.array([2]))
+    writer.finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger, pytest.raises(OutputError, match=r"there: 0, 1, 2, 3, 4, and 4 more$"):
+        ledger.client_accuracies(9)
+
+
+def test_torn_class_tests(tested):
+    with h5py.File(tested, "r+") as file:
+        file["class_tests/num_tested"].resize((4,))
+    with Ledger(tested) as ledger:
+        assert {len(values) for values in ledger.class_tests.values()} == {4}
+        assert ledger.client_accuracies(0)[0] == 1 / 4
+
+
+def test_file_from_before_class_tests(tested):
+    with Ledger(tested) as ledger:
+        want = ledger.summary()
+    with h5py.File(tested, "r+") as file:
+        del file["class_tests"], file["rounds/client_accuracy"], file["rounds/client_accuracy_std"]
+    with Ledger(tested) as ledger:
+        assert ledger.summary() == want | {"client_accuracy": None}
+        for name in ("client_accuracy", "client_accuracy_std"):
+            assert ledger.rounds[name].dtype == "<f8"
+            np.testing.assert_array_equal(ledger.rounds[name], [np.nan] * 3)
+        assert {name: values.dtype.str for name, values in ledger.class_tests.items()} == {
+            "round_idx": "<i4", "class_idx": "<i4", "num_correct": "<i8", "num_tested": "<i8",
+        }  # fmt: skip
+        assert {len(values) for values in ledger.class_tests.values()} == {0}
+        assert "class_tests" not in ledger.stored_lengths()
+
+
 @pytest.mark.parametrize(
     "column", [f"rounds/{c.name}" for c in ROUND_COLUMNS if c.default is None] + ["messages/rank", "faults/rank"]
 )
@@ -136,7 +239,7 @@ def test_stored_lengths(path):
         file["messages/step"].resize((6,))
     with Ledger(path) as ledger:
         lengths = ledger.stored_lengths()
-    assert sorted(lengths) == ["faults", "messages", "rounds"]
+    assert sorted(lengths) == ["class_tests", "faults", "messages", "rounds"]
     assert lengths["messages"]["step"] == 6
     assert {v for name, v in lengths["messages"].items() if name != "step"} == {8}
     assert lengths["rounds"]["rho"] == 2
@@ -197,6 +300,8 @@ def test_another_hdf5_file(tmp_path):
         ("rounds/round_idx", np.zeros(2, "<i8")),
         ("names/kind", np.zeros(2)),
         ("faults/fault", np.zeros(2, "<i4")),
+        ("class_tests/num_correct", np.zeros(2, "<u8")),
+        ("class_tests/class_idx", np.zeros((2, 1), "<i4")),
         ("model/state", np.zeros(3)),
         ("partition/class_counts", np.zeros(3, "<i8")),
     ],

@@ -12,7 +12,7 @@ import pytest
 
 from fedmpi.errors import OutputError
 from fedmpi.ledger.reader import Ledger
-from fedmpi.ledger.schema import FAULT_COLUMNS, MESSAGE_COLUMNS, ROUND_COLUMNS, MessageRow
+from fedmpi.ledger.schema import CLASS_TEST_COLUMNS, FAULT_COLUMNS, MESSAGE_COLUMNS, ROUND_COLUMNS, MessageRow
 from fedmpi.ledger.writer import LedgerWriter
 
 INTEGERS = ("round_idx", "num_clients", "down_nbytes", "up_nbytes", "cum_down_nbytes", "cum_up_nbytes")
@@ -115,6 +115,50 @@ def test_bad_fault_is_named(tmp_path, fault, words):
         assert ledger.summary()["num_faults"] == 0
 
 
+def test_class_tests(tmp_path):
+    writer = make(tmp_path / "l.h5", flush_s=5.0)
+    writer.add_class_tests(4, np.array([3, 0]), np.array([2**40, 0]))
+    writer.write_due(writer._flushed_at + 5.0)  # a test alone is due too
+    assert writer._class_test_table.num_rows == 2
+    writer.add_class_tests(9, np.array([7, 0]), np.array([2**40, 0]))
+    writer.add_round(a_round(4, client_accuracy=0.25, client_accuracy_std=0.125))
+    writer.add_round(a_round(5))
+    writer.finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert {name: values.tolist() for name, values in ledger.class_tests.items()} == {
+            "round_idx": [4, 4, 9, 9],
+            "class_idx": [0, 1, 0, 1],
+            "num_correct": [3, 0, 7, 0],
+            "num_tested": [2**40, 0, 2**40, 0],
+        }
+        for column in CLASS_TEST_COLUMNS:
+            assert ledger.class_tests[column.name].dtype == column.dtype
+            attrs = ledger._file[f"class_tests/{column.name}"].attrs
+            assert (attrs["unit"], attrs["meaning"]) == (column.unit, column.meaning)
+        np.testing.assert_array_equal(ledger.rounds["client_accuracy"], [0.25, np.nan])
+        np.testing.assert_array_equal(ledger.rounds["client_accuracy_std"], [0.125, np.nan])
+
+
+def test_class_tests_that_do_not_fit_together(tmp_path):
+    writer = make(tmp_path / "l.h5")
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        writer.add_class_tests(0, np.array([3, 0]), np.array([5, 1, 2]))
+    writer.finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert len(ledger.class_tests["round_idx"]) == 0
+
+
+@pytest.mark.parametrize("counts", [[1.5], [2**63]])
+def test_bad_class_test_is_named(tmp_path, counts):
+    writer = make(tmp_path / "l.h5")
+    writer.add_class_tests(0, np.array(counts), np.array([1]))
+    with pytest.raises(ValueError, match="column num_correct of class_tests"):
+        writer.finish("done", {})
+    with Ledger(tmp_path / "l.h5") as ledger:
+        assert ledger.status.startswith("failed: ")
+        assert len(ledger.class_tests["round_idx"]) == 0
+
+
 def test_scalar_that_appears_late(tmp_path):
     writer = make(tmp_path / "l.h5")
     writer.add_round(a_round(0, test_accuracy=0.5))
@@ -212,12 +256,14 @@ def test_file_system_that_cannot_set_room_aside(tmp_path, monkeypatch, number):
     for i in range(5000):
         writer.add_message(message(i))
         writer.add_fault(i, i, 1, "dropout")
+        writer.add_class_tests(i, np.array([i, 0]), np.array([5000, 1]))
         if i % 100 == 0:
             writer.flush()
     writer.finish("done", {})
     with Ledger(tmp_path / "l.h5") as ledger:
         assert ledger.messages["client_id"].tolist() == [i // 2 for i in range(5000)]
         assert ledger.faults["client_id"].tolist() == list(range(5000))
+        assert ledger.class_tests["num_correct"].tolist() == [n for i in range(5000) for n in (i, 0)]
 
 
 def test_no_stub_when_the_first_flush_fails(tmp_path, monkeypatch):
@@ -233,10 +279,11 @@ def test_no_stub_when_the_first_flush_fails(tmp_path, monkeypatch):
     make(tmp_path / "l.h5").finish("done", {})
 
 
-def test_no_room_for_faults_keeps_them_for_the_next_try(tmp_path, monkeypatch):
+def test_no_room_for_rows_keeps_them_for_the_next_try(tmp_path, monkeypatch):
     writer = make(tmp_path / "l.h5")
     for client_id in range(30_000):
         writer.add_fault(0, client_id, 1, "dropout")
+    writer.add_class_tests(0, np.arange(30_000), np.arange(30_000))
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", no_room)
         with pytest.raises(OutputError, match="make room there"):
@@ -244,6 +291,7 @@ def test_no_room_for_faults_keeps_them_for_the_next_try(tmp_path, monkeypatch):
     writer.finish("done", {})
     with Ledger(tmp_path / "l.h5") as ledger:
         assert ledger.faults["client_id"].tolist() == list(range(30_000))
+        assert ledger.class_tests["class_idx"].tolist() == list(range(30_000))
 
 
 def test_no_stub_when_an_attribute_cannot_be_stored(tmp_path):
@@ -282,7 +330,9 @@ def start(code: str, path: Path) -> subprocess.Popen:
 def test_killed_writer_leaves_a_readable_file(tmp_path, num_flushed):
     code = f"""
 for i in range({num_flushed}): writer.add_message(message(i))
-if {num_flushed}: writer.add_round(a_round(0)); writer.flush()
+if {num_flushed}:
+    writer.add_class_tests(0, np.array([1, 2]), np.array([3, 4])); writer.add_round(a_round(0)); writer.flush()
+writer.add_class_tests(1, np.array([1, 2]), np.array([3, 4]))
 writer.add_message(message(9)); print("ready", flush=True); time.sleep(60)
 """
     process = start(code, tmp_path / "l.h5")
@@ -292,6 +342,7 @@ writer.add_message(message(9)); print("ready", flush=True); time.sleep(60)
     process.communicate()
     with Ledger(tmp_path / "l.h5") as ledger:
         summary = ledger.summary()
+        assert ledger.class_tests["num_correct"].tolist() == ([1, 2] if num_flushed else [])
     assert summary["status"] == "running"
     assert summary["num_messages"] == num_flushed
     assert summary["rounds"] == bool(num_flushed)

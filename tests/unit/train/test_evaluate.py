@@ -28,15 +28,15 @@ def net() -> nn.Module:
     return module
 
 
-def by_hand(module: nn.Module, data: DeviceImages, start: int, stop: int) -> tuple[int, float]:
-    """Count and sum image by image, with the softmax written out in float64."""
-    num_correct, loss_sum = 0, 0.0
+def by_hand(module: nn.Module, data: DeviceImages, start: int, stop: int) -> tuple[list[int], float]:
+    """Count by class and sum image by image, with the softmax written out in float64."""
+    num_correct, loss_sum = [0] * 4, 0.0
     module.eval()
     for idx in range(start, stop):
         image = (data.images_NHWC[idx].double() / 255 - 0.5) / 0.3
         logits = module.double()(image.permute(2, 0, 1)[None])[0].detach().numpy()
         label = int(data.labels_N[idx])
-        num_correct += int(logits.argmax()) == label
+        num_correct[label] += int(logits.argmax()) == label
         loss_sum += np.log(np.exp(logits).sum()) - logits[label]
     return num_correct, loss_sum
 
@@ -44,12 +44,18 @@ def by_hand(module: nn.Module, data: DeviceImages, start: int, stop: int) -> tup
 @pytest.mark.parametrize(("start", "stop"), [(0, 50), (13, 37), (49, 50)])
 def test_against_a_loop_over_the_images(start: int, stop: int) -> None:
     data = device_images()
-    num_correct, loss_sum = evaluate_batch(FlatModel(net()), data, start, stop)
     want_correct, want_loss = by_hand(net(), data, start, stop)
-    assert type(num_correct) is int
+    num_correct, loss_sum = evaluate_batch(FlatModel(net()), data, start, stop, num_counts=4)
     assert type(loss_sum) is float
-    assert num_correct == want_correct
+    assert (num_correct.dtype, num_correct.tolist()) == (np.int64, want_correct)
     assert loss_sum == pytest.approx(want_loss, rel=1e-5)
+    together, same_loss = evaluate_batch(FlatModel(net()), data, start, stop)
+    assert (together.dtype, together.tolist(), same_loss) == (np.int64, [sum(want_correct)], loss_sum)
+
+
+def test_classes_without_images_are_counted() -> None:
+    num_correct, _ = evaluate_batch(FlatModel(net()), device_images(), 0, 50, num_counts=9)
+    assert num_correct.tolist() == by_hand(net(), device_images(), 0, 50)[0] + [0] * 5
 
 
 def test_batches_add_up() -> None:
