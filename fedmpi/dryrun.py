@@ -59,7 +59,7 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     print(banner.banner(banner.provenance("not started")))
     print(banner.echo(config))
     print(banner.data(setup))
-    print(banner.placement([dataclasses.replace(place, pid=0) for place in places], warnings))
+    print(banner.placement([dataclasses.replace(place, pid=0) for place in places], [*warnings, *setup.warnings]))
     sizes = bounded(messages, setup.schema)
     ups = sizes.nbytes[messages["direction"] == "up"]
     memory = estimate_memory(setup, places, program_nbytes, int(ups.max(initial=0)))

@@ -67,12 +67,22 @@ class Layout:
         Parameters and floating buffers, S; a frozen parameter is a buffer here.
     num_int_buffers : int
         I.
+    maskable : tuple of str
+        Names of the trained weights of convolutions and fully connected layers, which masks may leave out; biases and
+        the numbers of normalizations are not among them.
     """
 
     entries: tuple[Entry, ...]
     num_params: int
     num_state: int
     num_int_buffers: int
+    maskable: tuple[str, ...] = ()
+
+    @property
+    def maskable_entries(self) -> tuple[Entry, ...]:
+        """The tensors of `maskable`, in stored order."""
+        names = set(self.maskable)
+        return tuple(entry for entry in self.entries if entry.name in names)
 
     @property
     def layout_id(self) -> int:
@@ -147,7 +157,14 @@ def layout_of(module: nn.Module) -> Layout:
             num_state = add(name, "buffer", buffer, num_state)
         else:
             num_ints = add(name, "int_buffer", buffer, num_ints)
-    return Layout(tuple(entries), num_params, num_state, num_ints)
+    return Layout(tuple(entries), num_params, num_state, num_ints, _maskable(module, entries))
+
+
+def _maskable(module: nn.Module, entries: list[Entry]) -> tuple[str, ...]:
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    weights = {id(layer.weight) for layer in module.modules() if isinstance(layer, layers)}
+    found = {name for name, param in module.named_parameters() if id(param) in weights}
+    return tuple(entry.name for entry in entries if entry.role == "param" and entry.name in found)
 
 
 class FlatModel:

@@ -107,7 +107,7 @@ def _serve(
         facts = banner.provenance(_mpi_library(comm))
         console.print(banner.banner(facts))
         console.print(banner.echo(config))
-        console.print(banner.placement(members.places, members.warnings))
+        console.print(banner.placement(members.places, [*members.warnings, *setup.warnings]))
         console.print(banner.data(setup))
         torch.set_num_threads(members.places[0].threads)
         attrs: dict[str, str | int | float] = {

@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol, TypeAlias, TypeVar, overload
 import numpy as np
 from torch import Tensor
 
-from fedmpi.config import NamedSection, TrainConfig
+from fedmpi.config import NamedSection, RunConfig, TrainConfig
 from fedmpi.data.shard import Shard
 from fedmpi.flat import FlatModel, Layout
 from fedmpi.models.initial import InitialModel
@@ -63,6 +63,11 @@ class ServerContext:
     initial : InitialModel
     send_seed : bool
         In the first round, send the initial model's seed in its place.
+    num_rounds : int
+        Rounds of the run.
+    weight_uses : callable
+        Returns how often a forward pass of one sample uses each number of a layer's weights, by the tensor's name; see
+        `fedmpi.models.operations`.
     known : Known
         Where the half keeps what messages are coded against. It is not kept between rounds for the half: what
         `ServerHalf.load_state_dict` takes over must be enough to fill it again.
@@ -72,6 +77,8 @@ class ServerContext:
     layout: Layout
     initial: InitialModel
     send_seed: bool
+    num_rounds: int = 1
+    weight_uses: Callable[[], Mapping[str, int]] = dict
     known: Known = field(default_factory=Known)
 
 
@@ -86,6 +93,8 @@ class ClientContext:
     train_config : TrainConfig
     initial_model : callable
         Returns the `InitialModel` of a seed.
+    num_rounds : int
+        Rounds of the run.
     progress : callable
         To be called now and then by code that computes for long, as `train_local` does.
     stats : list of LocalStats
@@ -102,6 +111,7 @@ class ClientContext:
     train_config: TrainConfig
     initial_model: Callable[[int], InitialModel]
     progress: Callable[[], None]
+    num_rounds: int = 1
     stats: list[LocalStats] = field(default_factory=list)
     dry_run: bool = False
     known: Known = field(default_factory=Known)
@@ -125,6 +135,10 @@ class ServerHalf(ABC):
 
     def __init__(self, config: AlgorithmConfig, ctx: ServerContext) -> None:
         self.ctx = ctx
+
+    def choose(self, round_idx: int, cohort: Sequence[int]) -> Sequence[int]:
+        """Return which of the clients drawn for a round take part; all of them here."""
+        return cohort
 
     def begin_round(self, round_idx: int, cohort: Sequence[int]) -> None:
         """Prepare a round; `cohort` is in ascending order."""
@@ -233,6 +247,7 @@ class ClientHalf(ABC):
         extra_loss: Callable[[Tensor], Tensor] | None = None,
         after_backward: Callable[[FlatModel], None] | None = None,
         after_step: Callable[[FlatModel], None] | None = None,
+        after_epoch: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> LocalStats:
         """Train the model on the client's data with the client's own random stream; see `train.local.train_local`."""
         if self.ctx.dry_run:
@@ -245,6 +260,7 @@ class ClientHalf(ABC):
             extra_loss=extra_loss,
             after_backward=after_backward,
             after_step=after_step,
+            after_epoch=after_epoch,
             progress=self.ctx.progress,
         )
         self.ctx.stats.append(stats)
@@ -282,6 +298,9 @@ class Algorithm:
     messages : callable, optional
         ``f(config)`` returning the message classes that it sends, so that their codecs are compiled before the first
         round; those of others are when they are first used.
+    check : callable, optional
+        ``f(config, layout, run)`` returning warnings about the settings for this model and this run, in words; it
+        raises `ConfigError` for settings that cannot be.
     warm_up : callable, optional
         ``f(config)`` compiling what else it will need, such as `fedmpi.compress.topk.warm_up`.
     """
@@ -292,6 +311,7 @@ class Algorithm:
     client: Callable[..., ClientHalf]
     sizes: Callable[[AlgorithmConfig, Layout], Mapping[str, int]] | None = None
     messages: Callable[[AlgorithmConfig], Sequence[type[Message]]] | None = None
+    check: Callable[[AlgorithmConfig, Layout, RunConfig], list[str]] | None = None
     warm_up: Callable[[AlgorithmConfig], None] | None = None
 
     def schema(self, config: AlgorithmConfig, layout: Layout) -> Schema:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fedmpi.algorithms import registry as algorithms
 from fedmpi.algorithms.base import Algorithm, AlgorithmConfig
@@ -13,6 +13,7 @@ from fedmpi.engine.participation import Participation
 from fedmpi.errors import ConfigError
 from fedmpi.models import registry as models
 from fedmpi.models.initial import InitialModel, initial_model
+from fedmpi.models.operations import weight_uses
 from fedmpi.models.registry import ModelConfig
 from fedmpi.rng import ANY, stream_seed
 from fedmpi.wire.message import Schema
@@ -32,6 +33,8 @@ class Setup:
     participation: Participation
     initial: InitialModel
     schema: Schema
+    num_rounds: int
+    warnings: list[str] = field(default_factory=list)
     dry_run: bool = False
 
     def build_initial(self, init_seed: int) -> InitialModel:
@@ -40,12 +43,19 @@ class Setup:
             return self.initial
         return initial_model(self.model_config, self.dataset.shape, self.dataset.num_classes, init_seed)
 
+    def weight_uses(self) -> dict[str, int]:
+        """Return how often a forward pass of one sample uses each number of a layer's weights."""
+        shape = self.dataset.shape
+        module = models.build_model(self.model_config, shape, self.dataset.num_classes, self.initial.init_seed)
+        return weight_uses(module, shape)
+
     def warm_up(self) -> None:
-        """Compile what the algorithm needs: the codecs of its messages, and its own."""
+        """Compile what the algorithm needs, the codecs of its messages and its own, and what the model needs."""
         if self.algorithm.messages is not None:
             warm_up(self.algorithm.messages(self.algorithm_config), self.config.wire)
         if self.algorithm.warm_up is not None:
             self.algorithm.warm_up(self.algorithm_config)
+        models.warm_up(self.model_config)
 
     def cohort(self, round_idx: int) -> list[int]:
         """Return the round's clients in ascending order."""
@@ -88,4 +98,17 @@ def prepare(config: RunConfig) -> Setup:
             "server.initial_model must be auto or full with model.weights, whose numbers no seed stands for, got 'seed'"
         )
     schema = replace(algorithm.schema(algorithm_config, initial.layout), wire=config.wire)
-    return Setup(config, algorithm, algorithm_config, model_config, dataset, partition, participation, initial, schema)
+    warnings = algorithm.check(algorithm_config, initial.layout, config) if algorithm.check is not None else []
+    return Setup(
+        config,
+        algorithm,
+        algorithm_config,
+        model_config,
+        dataset,
+        partition,
+        participation,
+        initial,
+        schema,
+        config.rounds,
+        warnings,
+    )

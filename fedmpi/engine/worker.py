@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -22,7 +23,15 @@ from fedmpi.wire import frame as framing
 def make_server_half(setup: Setup) -> ServerHalf:
     """Build the algorithm's server half as the configuration has it."""
     send_seed = setup.config.server.initial_model != "full" and not setup.initial.from_file
-    context = ServerContext(setup.config.seed, setup.initial.layout, setup.initial, send_seed, setup.schema.known)
+    context = ServerContext(
+        setup.config.seed,
+        setup.initial.layout,
+        setup.initial,
+        send_seed,
+        setup.num_rounds,
+        functools.cache(setup.weight_uses),
+        setup.schema.known,
+    )
     return setup.algorithm.server(setup.algorithm_config, context)
 
 

@@ -47,6 +47,7 @@ def train_local(
     extra_loss: Callable[[Tensor], Tensor] | None = None,
     after_backward: Callable[[FlatModel], None] | None = None,
     after_step: Callable[[FlatModel], None] | None = None,
+    after_epoch: Callable[[int, Tensor, Tensor], None] | None = None,
     progress: Callable[[], None] | None = None,
 ) -> LocalStats:
     """Train a model on one client's data with ``train.optimizer``, whose state starts at zero.
@@ -63,6 +64,9 @@ def train_local(
         Maps the flat parameters (num_params,) to a scalar that is added to the loss.
     after_backward, after_step : callable, optional
         Called with the model when its gradients are complete, and after each step.
+    after_epoch : callable, optional
+        ``f(epoch_idx, x, y)``, called after an epoch's last step with the batch of that step. It may change the model
+        and leave what it likes in the gradients.
     progress : callable, optional
         Called between steps, at most every millisecond, so that the rank can serve its messages.
 
@@ -76,6 +80,7 @@ def train_local(
     step = make_step(model, cfg)
     loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
     num_steps = num_samples = 0
+    steps_per_epoch = -(-shard.num_samples // cfg.batch_size) if after_epoch is not None else 0
     due = perf_counter() + PROGRESS_S
     for x, y in shard.batches(cfg.batch_size, cfg.local_epochs, rng):
         grads_P.zero_()
@@ -91,6 +96,8 @@ def train_local(
         loss_sum.add_(loss.detach(), alpha=y.numel())
         num_steps += 1
         num_samples += y.numel()
+        if after_epoch is not None and num_steps % steps_per_epoch == 0:
+            after_epoch(num_steps // steps_per_epoch - 1, x, y)
         if progress is not None and perf_counter() > due:
             progress()
             due = perf_counter() + PROGRESS_S

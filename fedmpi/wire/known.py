@@ -6,6 +6,7 @@ refuses it. Each half of an algorithm has its own `Known`: the server's knowledg
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -154,6 +155,12 @@ class Known:
         """Drop the versions below `before`."""
         for version in self.versions(name):
             if version < before:
+                del self._held[name, version]
+
+    def retain(self, name: str, versions: Collection[int]) -> None:
+        """Drop all versions under a name but these."""
+        for version in self.versions(name):
+            if version not in versions:
                 del self._held[name, version]
 
     def with_mask(self, name: str, bits: np.ndarray) -> Known:

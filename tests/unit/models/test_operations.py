@@ -1,0 +1,171 @@
+"""Operations counted by hand, and modules left as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedmpi.config import NamedSection
+from fedmpi.data.shapes import ImageShape, InputShape, TextShape
+from fedmpi.flat import FlatModel
+from fedmpi.models.operations import Operations, count_operations, weight_uses
+from fedmpi.models.registry import build_model, resolve
+
+CIFAR = ImageShape(32, 32, 3)
+
+
+def build(name: str, shape: InputShape, num_classes: int = 10, **settings: Any) -> nn.Module:
+    return build_model(resolve(NamedSection(name=name, **settings)), shape, num_classes, init_seed=1)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_cifar10net(flat: bool) -> None:
+    """Images of 32 x 32: 28 after a convolution, 26 after pooling, 22 after the next."""
+    module = build("cifar10net", CIFAR)
+    if flat:
+        module = FlatModel(module).module
+    assert weight_uses(module, CIFAR) == {
+        "conv1.weight": 28 * 28,
+        "conv2.weight": 22 * 22,
+        "fc.0.weight": 1,
+        "fc.1.weight": 1,
+        "fc.2.weight": 1,
+    }
+
+
+def test_logistic_regression() -> None:
+    shape = ImageShape(4, 5, 2)
+    module = build("logreg", shape, 3)
+    assert weight_uses(module, shape) == {"1.weight": 1}
+    # 40 x 3 multiplications and additions, and for the backward pass the gradient by the weights alone
+    assert count_operations([120], [1], [120]) == Operations(240, 240, 240, 240)
+
+
+def test_a_resnet() -> None:
+    module = build("resnet18", CIFAR, width=8)
+    uses = weight_uses(module, CIFAR)
+    sides = {name: int(use**0.5) for name, use in uses.items()}
+    assert len(uses) == 21  # the stem, 4 x 4 convolutions, 3 projections, the fully connected layer
+    assert sides["conv1.weight"] == sides["blocks.0.conv1.weight"] == 32
+    assert sides["blocks.2.conv1.weight"] == sides["blocks.2.shortcut.0.weight"] == sides["blocks.3.conv2.weight"] == 16
+    assert sides["blocks.7.conv2.weight"] == 4
+    assert uses["fc.weight"] == 1
+    numels = [module.get_parameter(name).numel() for name in uses]
+    operations = count_operations(numels, list(uses.values()), numels)
+    assert operations.backward == 2 * operations.forward - 2 * 32 * 32 * 3 * 8 * 9
+
+
+def test_the_text_model() -> None:
+    shape = TextShape(20)
+    uses = weight_uses(build("char_gru", shape, 7, embedding=4, hidden=6), shape)
+    assert uses == {"fc.weight": 20}  # neither embedding nor GRU
+
+
+class Odd(nn.Module):
+    """Layers of each kind: one used twice, one never, two that share a weight, two in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Conv1d(2, 4, 3, groups=2)
+        self.twice = nn.Linear(6, 6)
+        self.never = nn.Linear(3, 3)
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.volume = nn.Conv3d(1, 2, 2)
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h_BCT = self.line(x_BCHW.flatten(2))
+        h = self.norm(self.twice(self.twice(h_BCT)))
+        h = self.second(self.first(h))
+        return self.volume(h.view(1, 1, 4, 2, 3)).flatten(1)
+
+
+def test_kinds_and_repeated_uses_of_layers() -> None:
+    uses = weight_uses(Odd(), ImageShape(4, 2, 2))
+    assert uses == {
+        "line.weight": 6,
+        "twice.weight": 2 * 4,  # applied to 4 vectors, twice
+        "never.weight": 0,
+        "first.weight": 2 * 4,
+        "volume.weight": 3 * 1 * 2,
+    }
+    assert list(uses) == ["line.weight", "twice.weight", "never.weight", "first.weight", "volume.weight"]
+
+
+class Counting(nn.Module):
+    """Batch norm, dropout, and a buffer that every forward pass writes to."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1, stride=2)
+        self.norm = nn.BatchNorm2d(2)
+        self.frozen = nn.BatchNorm2d(2).eval()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.fails = False
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        self.calls += 1
+        h = self.frozen(self.norm(self.conv(x_BCHW))) + torch.rand(1)
+        if self.fails:
+            raise RuntimeError("on purpose")
+        return h.flatten(1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_module_is_left_as_it_was(fails: bool) -> None:
+    module = Counting()
+    module.fails = fails
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    tensors = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+    random_state = torch.get_rng_state()
+    if fails:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            weight_uses(module, ImageShape(8, 6, 1))
+    else:
+        assert weight_uses(module, ImageShape(8, 6, 1)) == {"conv.weight": 4 * 3}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == tensors
+    assert [part.training for part in module.modules()] == [True, True, True, False]
+    assert not module.conv._forward_hooks
+    assert all(param.grad is None for param in module.parameters())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_module_without_weights() -> None:
+    assert weight_uses(nn.Flatten(), ImageShape(2, 2, 1)) == {}
+
+
+def test_operations_by_hand() -> None:
+    numels, uses, kept = [450, 2400, 768_000], [784, 484, 1], [100, 0, 5]
+    first, second, third = 2 * 784 * 100, 0, 2 * 5
+    dense = [2 * 784 * 450, 2 * 484 * 2400, 2 * 768_000]
+    operations = count_operations(numels, uses, kept)
+    assert operations.forward == first + second + third
+    assert operations.backward == first + 2 * second + 2 * third
+    assert operations.dense_forward == sum(dense)
+    assert operations.dense_backward == dense[0] + 2 * dense[1] + 2 * dense[2]
+
+
+def test_another_layer_first_and_none() -> None:
+    assert count_operations([3, 5], [1, 1], [1, 2], first=1) == (6, 8, 16, 22)
+    assert count_operations([3, 5], [1, 1], [1, 2], first=-1) == (6, 12, 16, 32)
+    assert count_operations([], [], []) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("numels", "uses", "kept", "words"),
+    [
+        ([3], [1], [4], "layer 0 must keep from 0 to 3 numbers, got 4"),
+        ([3, 3], [1, 1], [3, -1], "layer 1 must keep from 0 to 3 numbers, got -1"),
+        ([3], [1, 2], [3], "as many, got 1, 2 and 1"),
+    ],
+)
+def test_wrong_counts(numels: list[int], uses: list[int], kept: list[int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        count_operations(numels, uses, kept)
