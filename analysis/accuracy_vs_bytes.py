@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +22,21 @@ import yaml
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from pictures import PictureError, ledger_path, picture_path, run, save
+from pictures import (
+    COLOURS,
+    MARKERS,
+    PictureError,
+    alike,
+    differences,
+    flat_settings,
+    ledger_path,
+    picture_path,
+    run,
+    save,
+)
 
 from fedmpi.ledger.reader import Ledger
 
-# Okabe and Ito's colours, which also the colour-blind tell apart; the markers do so in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vP*X"
 LINE_WIDTH = 1.8  # points
 DASH = 4  # line widths
 NUM_MARKERS = 15  # of a curve that lies alone, about
@@ -38,8 +45,6 @@ LABEL_WIDTH = 78  # characters
 HIDDEN_PERCENT = 0.3
 # Beyond this ratio of bytes a linear axis would squeeze the small runs against its left end.
 LOG_RATIO = 8.0
-# Sections of a configuration whose settings are the first to tell runs apart.
-SECTIONS = ("algorithm", "wire", "partition", "model", "train", "participation")
 # Whose bytes are counted, and the columns of the ledger's rounds that have them.
 DIRECTIONS = {
     "up": ("sent up, by clients", ("cum_up_nbytes",)),
@@ -74,15 +79,6 @@ def read_curve(path: Path, direction: str = "both") -> Curve:
     label = config.get("algorithm", {}).get("name", path.stem)
     settings, done = dict(flat_settings(config)), status == "done"
     return Curve(label, sent_nbytes[tested] / 1e6, 100 * rounds["test_accuracy"][tested], settings, done)
-
-
-def flat_settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a configuration by their dotted keys."""
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            yield from flat_settings(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def why_untested(config: Mapping[str, Any], status: str, num_rounds: int) -> str:
@@ -122,37 +118,6 @@ def distinct(curves: Sequence[Curve], paths: Sequence[Path]) -> list[Curve]:
             labels[i] += f" ({'/'.join(runs[i].parts[-2:])})"
     states = ["" if curve.done else " (unfinished)" for curve in curves]
     return [c._replace(label=label + state) for c, label, state in zip(curves, labels, states, strict=True)]
-
-
-def alike(labels: Sequence[str]) -> list[list[int]]:
-    """Return where each label stands that occurs more than once."""
-    return [[i for i, other in enumerate(labels) if other == label] for label, n in Counter(labels).items() if n > 1]
-
-
-def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return for each of several runs the settings that tell it from the others, such as "wire.sparse=uint32".
-
-    As few as will do: a setting that differs only where an earlier one does is left out, and so is null.
-    """
-    chosen: list[str] = []
-    for key in sorted(dict.fromkeys(key for one in settings for key in one), key=_interest):
-        if len({_values(one, [*chosen, key]) for one in settings}) > len({_values(one, chosen) for one in settings}):
-            chosen.append(key)
-    return [", ".join(f"{key}={_word(one[key])}" for key in chosen if one.get(key) is not None) for one in settings]
-
-
-def _interest(key: str) -> int:
-    """Return the rank of a setting among those that may tell runs apart; the seed and folders come last."""
-    section = key.partition(".")[0]
-    return SECTIONS.index(section) if section in SECTIONS else len(SECTIONS)
-
-
-def _values(settings: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
-    return tuple(repr(settings.get(key)) for key in keys)
-
-
-def _word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def coincide(a: Curve, b: Curve) -> bool:

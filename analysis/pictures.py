@@ -1,17 +1,27 @@
-"""What the scripts here share: which file an argument means, and pictures that are written, or refused in words."""
+"""What the scripts here share: which file an argument means, how runs are told apart, and pictures that are written.
+
+What cannot be drawn or written is refused in words.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 # As a run that cannot write its output ends with.
 EXIT_OUTPUT = 6
+# Okabe and Ito's colours, which also the colour-blind tell apart; the markers do so in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*X"
+# Sections of a configuration whose settings are the first to tell runs apart.
+SECTIONS = ("algorithm", "wire", "partition", "model", "train", "participation")
 
 
 class PictureError(Exception):
@@ -34,6 +44,46 @@ def picture_path(text: str) -> Path:
             f"{text} must end in a picture's suffix, such as .png, .pdf or .svg; got {path.suffix or 'none'}"
         )
     return path
+
+
+def flat_settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the settings of a configuration by their dotted keys."""
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from flat_settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def alike(labels: Sequence[str]) -> list[list[int]]:
+    """Return where each label stands that occurs more than once."""
+    return [[i for i, other in enumerate(labels) if other == label] for label, n in Counter(labels).items() if n > 1]
+
+
+def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each of several runs the settings that tell it from the others, such as "wire.sparse=uint32".
+
+    As few as will do: a setting that differs only where an earlier one does is left out, and so is null.
+    """
+    chosen: list[str] = []
+    for key in sorted(dict.fromkeys(key for one in settings for key in one), key=_interest):
+        if len({_values(one, [*chosen, key]) for one in settings}) > len({_values(one, chosen) for one in settings}):
+            chosen.append(key)
+    return [", ".join(f"{key}={_word(one[key])}" for key in chosen if one.get(key) is not None) for one in settings]
+
+
+def _interest(key: str) -> int:
+    """Return the rank of a setting among those that may tell runs apart; the seed and folders come last."""
+    section = key.partition(".")[0]
+    return SECTIONS.index(section) if section in SECTIONS else len(SECTIONS)
+
+
+def _values(settings: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    return tuple(repr(settings.get(key)) for key in keys)
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def save(figure: Figure, out: Path) -> None:

@@ -1,0 +1,422 @@
+"""Say which accuracy runs reached before the clients' upload passed given caps: a table, and a plot with -o.
+
+python analysis/accuracy_at_cap.py RUN [RUN ...] [--caps 1/16,1/8,1/4,1/2,1] [-o OUT.png] [--csv FILE] [--markdown]
+
+RUN is the folder of a run or a ledger. A cap is a share of what the clients of so many rounds would send up as plain
+float32 (--of-dense-rounds; as many rounds as the longest run has), or an amount of bytes, such as 500MB (10^6 bytes) or
+2GiB (2^30). A test counts for a cap if all that was sent up to and with its round is at most the cap. Uploads are
+counted as measured (wire) and as the paper counts (paper). The accuracy is that on the test set, or with --metric
+client the mean over clients of that on their own classes. Runs that differ in their seeds alone are one row: the mean,
+and the smallest and the largest in brackets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from functools import reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import yaml
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from pictures import (
+    COLOURS,
+    MARKERS,
+    PictureError,
+    alike,
+    differences,
+    flat_settings,
+    ledger_path,
+    picture_path,
+    run,
+    save,
+)
+
+from fedmpi.ledger.reader import Ledger
+
+UNITS = {"B": 1, **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)}}
+UNITS |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
+METRICS = {"test": "test accuracy", "client": "mean client accuracy"}
+COUNTS = {"wire": "as measured on the wire", "paper": "as the paper counts"}
+# Settings that make no other configuration: repeats differ in the seed, machines in where the data lie.
+NOT_TOLD_APART = ("seed", "data.root")
+# A dense message's header and counts, at most: N dense rounds are to fit the cap of N dense rounds.
+FRAME_NBYTES = 64
+LINE_STYLES = ("-", "--", ":", "-.")
+MARKER_GAP = 0.07  # of the diagonal
+LABEL_WIDTH = 78  # characters
+
+Array = np.ndarray[Any, Any]
+
+
+class Cap(NamedTuple):
+    """A cap as typed, and what it says: so many units of bytes, or where `unit_nbytes` is 0, of the dense upload."""
+
+    text: str
+    amount: Fraction
+    unit_nbytes: int
+
+    def nbytes(self, dense_nbytes: int) -> float:
+        """Return the cap in bytes."""
+        return float(self.amount * (self.unit_nbytes or dense_nbytes))
+
+
+class Run(NamedTuple):
+    """A run's tests: rounds, accuracy in [0, 1], and by count the upload so far in bytes, (num_tests,) each.
+
+    `num_params` is 0 if no message was sent yet, `num_clients` the number of clients that hold data.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    rounds: Array
+    accuracy: Array
+    upload_nbytes: Mapping[str, Array]
+    num_rounds: int
+    num_params: int
+    num_clients: int
+    done: bool
+
+    @property
+    def seed(self) -> Any:
+        """The run's seed."""
+        return self.settings.get("seed")
+
+    def best(self, count: str, cap_nbytes: float) -> float:
+        """Return the best accuracy of the tests under a cap, NaN if there is none."""
+        under = self.accuracy[self.upload_nbytes[count] <= cap_nbytes]
+        return float(under.max()) if len(under) else np.nan
+
+
+class Row(NamedTuple):
+    """Runs that differ in their seeds alone, and what they are called."""
+
+    label: str
+    runs: Sequence[Run]
+
+    @property
+    def unfinished(self) -> str:
+        """Which runs are not over, in words; empty if all are."""
+        return "; ".join(
+            f"seed {one.seed}: {one.num_rounds} of {one.settings.get('rounds')} rounds"
+            for one in self.runs
+            if not one.done
+        )
+
+
+def read_run(path: Path, metric: str) -> Run:
+    """Read a ledger; raises OutputError as `Ledger` does, PictureError if its tests have no such accuracy."""
+    with Ledger(path) as ledger:
+        rounds, messages, done = ledger.rounds, ledger.messages, ledger.status == "done"
+        settings = dict(flat_settings(yaml.safe_load(ledger.config_yaml) or {}))
+        partition = ledger.partition
+    accuracy = rounds.get(f"{metric}_accuracy", np.full(len(rounds["round_idx"]), np.nan))
+    tested = ~np.isnan(accuracy)
+    if not tested.any() and not np.isnan(rounds["test_accuracy"]).all():
+        raise PictureError(
+            f"{path}: expected the mean over clients of the accuracy on their own classes (rounds/client_accuracy), "
+            f"got none in any round; runs of before that column and runs on text have none: take --metric test"
+        )
+    is_up, num_rounds = messages["direction"] == "up", int(rounds["round_idx"].max(initial=-1)) + 1
+    paper_nbytes = np.bincount(messages["round_idx"][is_up], messages["paper_nbits"][is_up] / 8, num_rounds)
+    upload_nbytes = {"wire": rounds["cum_up_nbytes"], "paper": np.cumsum(paper_nbytes)[rounds["round_idx"]]}
+    # Of a few messages more is sent than a model, such as a mask that changed; most are about the model alone.
+    sizes, times = np.unique(messages["num_params"], return_counts=True)
+    return Run(
+        path,
+        settings,
+        rounds["round_idx"][tested],
+        accuracy[tested],
+        {count: nbytes[tested] for count, nbytes in upload_nbytes.items()},
+        len(tested),
+        int(sizes[times.argmax()]) if len(sizes) else 0,
+        len(partition[0]) if partition else settings.get("partition.num_clients") or 0,
+        done,
+    )
+
+
+def read_rows(paths: Sequence[Path], metric: str) -> list[Row]:
+    """Read ledgers and put those together that differ in their seeds alone.
+
+    Raises
+    ------
+    OutputError
+        As `Ledger` does.
+    PictureError
+        If data sets or partitions differ, if the same run is there twice, or if no run has a test.
+    """
+    runs = [read_run(path, metric) for path in paths]
+    check_one_task(runs)
+    if not any(len(one.accuracy) for one in runs):
+        raise PictureError(f"nothing to show: no round was tested in {', '.join(str(one.path) for one in runs)}")
+    together: dict[str, list[Run]] = {}
+    for one in runs:
+        others = together.setdefault(repr(sorted(told_apart(one).items())), [])
+        twice = next((other for other in others if other.seed == one.seed), None)
+        if twice is not None:
+            raise PictureError(f"{twice.path} and {one.path} are runs of the same settings and seed; give one of them")
+        others.append(one)
+    groups = list(together.values())
+    labels = [str(group[0].settings.get("algorithm.name", group[0].path.stem)) for group in groups]
+    for same in alike(labels):
+        words = differences([told_apart(groups[i][0]) for i in same])
+        for i, setting in zip(same, words, strict=True):
+            labels[i] += f": {setting.replace('algorithm.', '')}" if setting else ""
+    return [Row(label, group) for label, group in zip(labels, groups, strict=True)]
+
+
+def told_apart(one: Run) -> dict[str, Any]:
+    """Return the settings that make a row."""
+    return {key: value for key, value in one.settings.items() if key not in NOT_TOLD_APART}
+
+
+def check_one_task(runs: Sequence[Run]) -> None:
+    """Raise PictureError if the runs do not all have the same data and partition."""
+    first = runs[0]
+    for other in runs[1:]:
+        for key in dict.fromkeys([*first.settings, *other.settings]):
+            ours, theirs = first.settings.get(key), other.settings.get(key)
+            if key.startswith(("data.", "partition.")) and key not in NOT_TOLD_APART and ours != theirs:
+                raise PictureError(
+                    f"runs of one table have the same data and partition, but {key} is {ours} in {first.path} and "
+                    f"{theirs} in {other.path}; make a table of each"
+                )
+
+
+def dense_round_nbytes(runs: Sequence[Run]) -> int:
+    """Return what the clients of one round would send up as plain float32; raises PictureError if runs disagree."""
+    # A run that was cut off before its first message has no say.
+    sizes = {(int(one.settings.get("participation.clients_per_round") or 0), one.num_params): one for one in runs}
+    sizes = {size: one for size, one in sizes.items() if all(size)}
+    if len(sizes) != 1:
+        found = "; ".join(f"{n} of {size} in {one.path}" for (n, size), one in sizes.items()) or "no message"
+        raise PictureError(
+            f"a cap that is a share of dense rounds needs runs with equally many clients a round and parameters, got "
+            f"{found}; give caps in bytes, such as --caps 500MB,2GB"
+        )
+    ((clients_per_round, num_params),) = sizes
+    return clients_per_round * (4 * num_params + FRAME_NBYTES)
+
+
+def dense_upload(rows: Sequence[Row], caps: Sequence[Cap], num_rounds: int | None) -> tuple[int, int]:
+    """Return how many dense rounds caps are shares of, and the bytes of these; zeros if no cap is a share."""
+    if all(cap.unit_nbytes for cap in caps):
+        return 0, 0
+    runs = [one for row in rows for one in row.runs]
+    num_rounds = num_rounds or max(one.num_rounds for one in runs)
+    return num_rounds, num_rounds * dense_round_nbytes(runs)
+
+
+def bests(row: Row, count: str, cap_nbytes: float) -> Array:
+    """Return the best accuracy under a cap of each run that has one, shape (num_runs_under_cap,)."""
+    values = np.array([one.best(count, cap_nbytes) for one in row.runs])
+    found: Array = values[~np.isnan(values)]
+    return found
+
+
+def cell(row: Row, count: str, cap_nbytes: float) -> str:
+    """Return what the table says of a row and a cap, in percent."""
+    values = 100 * bests(row, count, cap_nbytes)
+    if not len(values):
+        return "-"
+    words = f"{values.mean():.2f}"
+    if len(row.runs) > 1:
+        words += f" [{values.min():.2f}, {values.max():.2f}]"
+    return words + (f" ({len(values)} of {len(row.runs)} runs)" if len(values) < len(row.runs) else "")
+
+
+def table(rows: Sequence[Row], count: str, caps: Mapping[str, float], markdown: bool) -> str:
+    """Return the table of one count as aligned lines; `caps` has the bytes of each by its name."""
+    unfinished = any(row.unfinished for row in rows)
+    lines = [["", "runs", *caps, *(["unfinished"] if unfinished else [])]]
+    for row in rows:
+        cells = [cell(row, count, cap_nbytes) for cap_nbytes in caps.values()]
+        lines.append([row.label, str(len(row.runs)), *cells, *([row.unfinished] if unfinished else [])])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    # Words to the left, numbers to the right.
+    sides = [str.ljust, *[str.rjust] * (1 + len(caps)), str.ljust][: len(widths)]
+    if markdown:
+        lines[1] = [rule if side is str.ljust else f"{rule[1:]}:" for rule, side in zip(lines[1], sides, strict=True)]
+    padded = ([side(text, width) for side, text, width in zip(sides, line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" if markdown else "  ".join(line).rstrip() for line in padded)
+
+
+def title(rows: Sequence[Row]) -> str:
+    """Return data set, partition and numbers of clients."""
+    runs = [one for row in rows for one in row.runs]
+    settings = runs[0].settings
+    clients = " or ".join(f"{n:,}" for n in sorted({one.num_clients for one in runs}))
+    a_round = " or ".join(map(str, sorted({str(one.settings.get("participation.clients_per_round")) for one in runs})))
+    return f"{settings.get('data.name')}, {settings.get('partition.name')}: {clients} clients, {a_round} a round"
+
+
+def amount(nbytes: float) -> str:
+    """Return bytes in a decimal unit that suits them."""
+    unit = next((unit for unit in ("GB", "MB", "kB") if nbytes >= UNITS[unit]), "B")
+    return f"{nbytes / UNITS[unit]:.4g} {unit}"
+
+
+def write_csv(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], out: Path) -> None:
+    """Write a line for each row, count and cap; accuracies as fractions, empty if there is none."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("w", newline="") as file:
+            writer = csv.writer(file)
+            names = "accuracy_mean", "accuracy_min", "accuracy_max", "num_runs_under_cap", "num_runs", "unfinished"
+            writer.writerow(["run", "count", "cap", "cap_nbytes", *names])
+            for row in rows:
+                for count in counts:
+                    for name, cap_nbytes in caps.items():
+                        values = bests(row, count, cap_nbytes)
+                        figures = [values.mean(), values.min(), values.max()] if len(values) else ["", "", ""]
+                        found = [*figures, len(values), len(row.runs), row.unfinished]
+                        writer.writerow([row.label, count, name, round(cap_nbytes), *found])
+    except OSError as error:
+        raise PictureError(f"cannot write {out}: {error.strerror or error}; choose another with --csv") from error
+
+
+def curve(row: Row, count: str) -> tuple[Array, Array]:
+    """Return mean upload in MB (num_tests,) and the best accuracy so far in percent (num_runs, num_tests).
+
+    Of the rounds in which all of the row's runs that have a test were tested.
+    """
+    runs = [one for one in row.runs if len(one.rounds)]
+    at = [np.isin(one.rounds, reduce(np.intersect1d, [other.rounds for other in runs])) for one in runs]
+    sent = [one.upload_nbytes[count][here] / 1e6 for one, here in zip(runs, at, strict=True)]
+    best = [100 * np.maximum.accumulate(one.accuracy)[here] for one, here in zip(runs, at, strict=True)]
+    return np.mean(sent, axis=0), np.array(best)
+
+
+def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], metric: str, out: Path) -> None:
+    """Draw a panel a count and save them; the suffix of `out` says the format."""
+    rows = [row for row in rows if any(len(one.rounds) for one in row.runs)]
+    plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
+    labels = [textwrap.fill(row.label, LABEL_WIDTH, subsequent_indent="    ") for row in rows]
+    width = 7.2 if len(counts) == 1 else 11.0
+    num_columns = max(1, int(11 * width) // (10 + max(map(len, labels))))
+    num_lines = sum(label.count("\n") + 1 for label in labels) / num_columns
+    figure, panels = plt.subplots(
+        1, len(counts), figsize=(width, 4.4 + 0.23 * num_lines), layout="constrained", sharey=True, squeeze=False
+    )
+    for axes, count in zip(panels[0], counts, strict=True):
+        for i, row in enumerate(rows):
+            sent_mb, best = curve(row, count)
+            colour = COLOURS[i % len(COLOURS)]
+            axes.plot(
+                sent_mb,
+                best.mean(axis=0),
+                linestyle=LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)],
+                marker=MARKERS[i % len(MARKERS)],
+                # Not all at the same places: lines that coincide show their markers in turn.
+                markevery=(MARKER_GAP * i / len(rows), MARKER_GAP),
+                markersize=6,
+                markeredgecolor="white",
+                markeredgewidth=0.7,
+                linewidth=1.8,
+                label=labels[i],
+                color=colour,
+                zorder=3,
+            )
+            if len(row.runs) > 1:
+                axes.fill_between(sent_mb, best.min(axis=0), best.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+        for name, cap_nbytes in caps.items():
+            axes.axvline(cap_nbytes / 1e6, color="0.55", linewidth=0.8, zorder=1)
+            place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+            axes.text(cap_nbytes / 1e6, 1.01, name, color="0.35", fontsize=9, **place)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.tick_params(axis="x", labelsize=9)
+        axes.set_xlabel(f"sent up, by all clients (MB = 10$^6$ bytes,\n{COUNTS[count]})")
+        axes.grid(color="0.9", linewidth=0.8)
+    panels[0, 0].set_ylabel(f"best {METRICS[metric]} so far (%)")
+    figure.suptitle(title(rows), fontsize=11, x=0.01, ha="left")
+    # Below the axes, where labels of any length cover no curve.
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    legend = figure.legend(handles, names, loc="outside lower left", ncols=num_columns, frameon=False)
+    for line in legend.get_lines():
+        line.set_markevery(1)
+    save(figure, out)
+    plt.close(figure)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Print the tables, and write what was asked for."""
+    rows = read_rows(args.ledgers, args.metric)
+    num_dense_rounds, dense_nbytes = dense_upload(rows, args.caps, args.of_dense_rounds)
+    caps = {cap.text: cap.nbytes(dense_nbytes) for cap in args.caps}
+    counts = list(COUNTS) if args.count == "both" else [args.count]
+    if args.out is not None:
+        plot(rows, counts, caps, args.metric, args.out)
+    if args.csv is not None:
+        write_csv(rows, counts, caps, args.csv)
+    print(title(rows))
+    if num_dense_rounds:
+        print(f"1 is the upload of {num_dense_rounds} dense rounds: {amount(dense_nbytes)}")
+    shares = {cap.text for cap in args.caps if not cap.unit_nbytes}
+    headed = {f"{name} ({amount(nbytes)})" if name in shares else name: nbytes for name, nbytes in caps.items()}
+    for count in counts:
+        print(f"\nbest {METRICS[args.metric]} (%) before the upload, {COUNTS[count]}, passes\n")
+        print(table(rows, count, headed, args.markdown))
+
+
+def parse_caps(text: str) -> list[Cap]:
+    """Return the caps that a comma-separated list means; raises ArgumentTypeError."""
+    caps = []
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        parts = re.fullmatch(r"([0-9./]+(?:e[0-9]+)?) ?([A-Za-z]*)", word)
+        try:
+            value = Fraction(parts[1]) if parts else None
+        except (ValueError, ZeroDivisionError):
+            value = None
+        if parts is None or not value or (parts[2] and parts[2] not in UNITS):
+            raise argparse.ArgumentTypeError(
+                f"a cap must be a positive share of the dense upload, such as 1/8 or 0.125, or positive bytes in one "
+                f"of {', '.join(UNITS)}, got {word!r}"
+            )
+        caps.append(Cap(word, value, UNITS.get(parts[2], 0)))
+    if not caps:
+        raise argparse.ArgumentTypeError(f"must be at least one cap, such as 1/8, got {text!r}")
+    return caps
+
+
+def positive(text: str) -> int:
+    """Return a whole number of at least 1; raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ledgers", nargs="+", type=ledger_path, metavar="RUN", help="folder of a run, or its ledger")
+    usual = "1/16,1/8,1/4,1/2,1"
+    parser.add_argument("--caps", type=parse_caps, default=usual, help="shares or bytes (default: %(default)s)")
+    parser.add_argument(
+        "--of-dense-rounds", type=positive, metavar="N", help="rounds of the dense upload (default: the longest run's)"
+    )
+    parser.add_argument("--metric", choices=METRICS, default="test", help="which accuracy (default: %(default)s)")
+    parser.add_argument("--count", choices=[*COUNTS, "both"], default="both", help="whose bytes (default: %(default)s)")
+    parser.add_argument("-o", "--out", type=picture_path, metavar="OUT", help="picture: png, pdf, svg")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the table as CSV, accuracies as fractions")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    args = parser.parse_args(argv)
+    return run(lambda: report(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""Accuracy before the upload passes a cap, on small ledgers."""
+
+import csv
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedmpi.ledger.schema import MessageRow
+from fedmpi.ledger.writer import LedgerWriter
+
+pytest.importorskip("matplotlib")
+
+FOLDER = Path(__file__).parents[2] / "analysis"
+NUM_PARAMS = 1000
+DENSE_MB = 4 * NUM_PARAMS / 1e6
+# Of 2 clients a round; the header and the counts of the messages here are 40 bytes.
+ROUND_NBYTES = 2 * (4 * NUM_PARAMS + 40)
+CONFIG = """\
+seed: {seed}
+rounds: {rounds}
+data: {{name: cifar10, root: {root}}}
+partition: {{name: shards, num_clients: 400}}
+algorithm: {algorithm}
+participation: {{clients_per_round: {clients}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        spec = importlib.util.spec_from_file_location("accuracy_at_cap", FOLDER / "accuracy_at_cap.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a ledger of 8 rounds, tested after every second, and return its path."""
+    names = iter(range(1000))
+
+    def ledger(
+        algorithm="{name: fedavg}", *, accuracies=(0.1, 0.3, 0.2, 0.4), kept=1.0, paper=1.0, num_params=NUM_PARAMS,
+        status="done", num_rounds=8, config=CONFIG, num_clients=2, client=True, **settings,
+    ):  # fmt: skip
+        path = tmp_path / f"{next(names)}.h5"
+        settings = {"seed": 1, "rounds": 8, "root": "null", "clients": num_clients, "algorithm": algorithm} | settings
+        writer = LedgerWriter(path, attrs={}, config_yaml=config.format(**settings), flush_s=1e9)
+        writer.set_partition(np.full(398, 40), np.full((398, 1), 40))
+        up_nbytes = int(4 * num_params * kept) + 40
+        for i in range(num_rounds):
+            for j in range(num_clients):
+                # A changed mask rides along in the first round: the message is about more than the model.
+                about = num_params * (2 if i == 0 else 1)
+                for way, nbytes in (("down", 50), ("up", up_nbytes)):
+                    sizes = 40, nbytes - 40, nbytes, 0, 0, 4 * about, 0.0, 32.0 * num_params * paper, about, about
+                    writer.add_message(MessageRow(i, 0, j, 0, way, "model", "raw", *sizes, 0, 0, 0, 0))
+            accuracy = accuracies[i // 2] if i % 2 else np.nan
+            row = {"round_idx": i, "num_clients": num_clients, "test_accuracy": accuracy, "down_nbytes": 0}
+            row |= {"client_accuracy": accuracy + 0.05} if client else {}
+            sums = {"up_nbytes": num_clients * up_nbytes, "cum_up_nbytes": num_clients * up_nbytes * (i + 1)}
+            writer.add_round(row | sums | {"cum_down_nbytes": 0})
+        writer.finish(status, {})
+        return path
+
+    return ledger
+
+
+def tables(script, capsys, *words):
+    """Run the script; return the cells of its tables, a list of rows each."""
+    capsys.readouterr()
+    assert script.main([*map(str, words), "--markdown"]) == 0
+    found = []
+    for line in capsys.readouterr().out.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and cells[1] == "runs":
+            found.append([])
+        if line.startswith("|") and "---" not in line:
+            found[-1].append(cells)
+    return found
+
+
+def test_best_accuracy_under_caps(script, write, capsys):
+    sparse = write("{name: feddst}", kept=0.25, paper=0.5, accuracies=(0.2, 0.25, 0.3, 0.35))
+    wire, paper = tables(script, capsys, write(), sparse, "--caps", "1/8,1/4,1/2,.75,1,2")
+    sizes = ["8.128 kB", "16.26 kB", "32.51 kB", "48.77 kB", "65.02 kB", "130 kB"]
+    header = [f"{cap} ({size})" for cap, size in zip(["1/8", "1/4", "1/2", ".75", "1", "2"], sizes, strict=True)]
+    assert wire[0] == paper[0] == ["", "runs", *header]
+    # A worse test later does not count, nor a test whose round passes the cap; N dense rounds do fit their cap.
+    dense = ["fedavg", "1", "-", "10.00", "30.00", "30.00", "40.00", "40.00"]
+    assert wire[1] == paper[1] == dense
+    assert wire[2] == ["feddst", "1", "20.00", "30.00", "35.00", "35.00", "35.00", "35.00"]
+    assert paper[2] == ["feddst", "1", "20.00", "25.00", "35.00", "35.00", "35.00", "35.00"]
+
+
+def test_at_most_the_cap(script, write, capsys):
+    """A test after round 1 has 2 rounds' bytes behind it."""
+    for nbytes, cell in ((2 * ROUND_NBYTES, "10.00"), (2 * ROUND_NBYTES - 1, "-")):
+        ((_, row),) = tables(script, capsys, write(), "--caps", f"{nbytes}B", "--count", "wire")
+        assert row[2] == cell
+    for nbytes, cell in ((16_000, "10.00"), (15_999, "-")):
+        ((_, row),) = tables(script, capsys, write(), "--caps", f"{nbytes}B", "--count", "paper")
+        assert row[2] == cell
+
+
+def test_dense_rounds(script, write, capsys):
+    words = ["--caps", "1", "--count", "wire", write(), write("{name: short}", num_rounds=4)]
+    ((_, full, short),) = tables(script, capsys, *words)
+    assert (full[2], short[2]) == ("40.00", "30.00")
+    ((header, full, short),) = tables(script, capsys, *words, "--of-dense-rounds", "2")
+    assert header[2] == "1 (16.26 kB)"
+    assert (full[2], short[2]) == ("10.00", "10.00")
+
+
+def test_metric(script, write, capsys):
+    words = ["--caps", "1", "--count", "wire", "--metric", "client"]
+    ((_, row),) = tables(script, capsys, write(), *words)
+    assert row[2] == "45.00"
+    old = write(client=False)
+    assert script.main([str(write("{name: new}")), str(old), *words]) == 6
+    error = capsys.readouterr().err
+    assert f"{old}: expected the mean over clients" in error
+    assert "--metric test" in error
+
+
+def test_seeds_are_one_row(script, write, capsys, tmp_path):
+    first = write(root="/here")
+    second = write(seed=2, root="/there", accuracies=(0.3, 0.1, 0.2, 0.1), kept=1.1)
+    other = write("{name: fedavg, mu: 1}")
+    out = tmp_path / "new" / "table.csv"
+    words = [first, second, other, "--caps", "1/4,1/2", "--count", "wire", "--csv", out]
+    ((_, both, alone),) = tables(script, capsys, *words)
+    # The second sends more than dense, so that its first test passes the smaller cap.
+    assert both == ["fedavg", "2", "10.00 [10.00, 10.00] (1 of 2 runs)", "30.00 [30.00, 30.00]"]
+    assert alone == ["fedavg: mu=1", "1", "10.00", "30.00"]
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["run"], row["cap"], row["num_runs_under_cap"], row["num_runs"]) for row in rows] == [
+        ("fedavg", "1/4", "1", "2"),
+        ("fedavg", "1/2", "2", "2"),
+        ("fedavg: mu=1", "1/4", "1", "1"),
+        ("fedavg: mu=1", "1/2", "1", "1"),
+    ]
+    assert float(rows[0]["accuracy_mean"]) == 0.1
+    assert rows[0]["cap_nbytes"] == str(8 * 2 * (4 * NUM_PARAMS + script.FRAME_NBYTES) // 4)
+    assert script.main([str(first), str(write(root="/elsewhere"))]) == 6
+    assert "runs of the same settings and seed" in capsys.readouterr().err
+
+
+def test_mean_and_range(script, write, capsys):
+    seeds = [write(seed=seed, accuracies=(0.1, 0.1, 0.1, best)) for seed, best in enumerate((0.3, 0.5, 0.7))]
+    ((_, row),) = tables(script, capsys, *seeds, "--caps", "1", "--count", "wire")
+    assert row == ["fedavg", "3", "50.00 [30.00, 70.00]"]
+
+
+def test_labels_name_the_settings_that_differ(script, write):
+    algorithms = ["{name: feddst, density: 0.2, mu: 0}", "{name: feddst, density: 0.1, mu: 0}", "{name: fedavg}"]
+    rows = script.read_rows([write(algorithm) for algorithm in algorithms], "test")
+    assert [row.label for row in rows] == ["feddst: density=0.2", "feddst: density=0.1", "fedavg"]
+    assert script.title(rows) == "cifar10, shards: 398 clients, 2 a round"
+
+
+def test_unfinished_runs_are_told(script, write, capsys, tmp_path):
+    killed = write(seed=2, num_rounds=3, status="running")
+    nothing_yet = write("{name: feddst}", num_rounds=0, status="running")
+    out = tmp_path / "o.png"
+    words = [write(), killed, nothing_yet, "--caps", "1/4,1", "--count", "wire", "-o", out]
+    ((header, both, none),) = tables(script, capsys, *words)
+    assert header[-1] == "unfinished"
+    assert both[-1] == "seed 2: 3 of 8 rounds"
+    assert both[3] == "25.00 [10.00, 40.00]"
+    assert none == ["feddst", "1", "-", "-", "seed 1: 0 of 8 rounds"]
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": CONFIG.replace("cifar10", "mnist")}, "data.name is cifar10 in "),
+        ({"config": CONFIG.replace("shards", "iid")}, "partition.name is shards in "),
+        ({"config": CONFIG.replace("400", "40")}, "partition.num_clients is 400 in "),
+        ({"num_params": 900}, "2 of 900 in "),
+        ({"num_clients": 3}, "3 of 1000 in "),
+    ],
+)
+def test_runs_that_cannot_be_compared(script, write, capsys, change, words):
+    first, second = write(), write("{name: other}", **change)
+    assert script.main([str(first), str(second)]) == 6
+    error = capsys.readouterr().err
+    assert words in error
+    assert str(second) in error
+    # Bytes can be compared whatever the model.
+    assert (script.main([str(first), str(second), "--caps", "20kB"]) == 0) == ("config" not in change)
+
+
+def test_nothing_to_show(script, write, capsys, tmp_path):
+    assert script.main([str(write(num_rounds=1))]) == 6
+    assert "no round was tested" in capsys.readouterr().err
+    assert script.main([str(tmp_path / "none.h5")]) == 6
+    assert "no such file" in capsys.readouterr().err
+    (tmp_path / "torn.h5").write_text("torn")
+    assert script.main([str(write()), str(tmp_path / "torn.h5")]) == 6
+    assert "torn.h5" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert script.main([str(write()), "--csv", str(tmp_path / "file" / "table.csv")]) == 6
+    assert "choose another with --csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("caps", ["0", "-1", "1/0", "0MB", "half", "5mb", "1/2/3", "nan", "inf", "", ","])
+def test_caps_that_are_none(script, capsys, caps):
+    with pytest.raises(SystemExit) as end:
+        script.main(["run", f"--caps={caps}"])
+    assert end.value.code == 2
+    assert "cap" in capsys.readouterr().err
+
+
+def test_units_of_caps(script):
+    caps = script.parse_caps("500MB, 2GiB,1.5 kB,2e3B,1/8,.5")
+    assert [cap.nbytes(80) for cap in caps] == [500e6, 2 * 1024**3, 1500, 2000, 10, 40]
+
+
+def test_aligned_table(script, write, capsys):
+    assert script.main([str(write()), str(write("{name: a_longer_name}")), "--count", "wire", "--caps", "8 kB,1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "cifar10, shards: 398 clients, 2 a round",
+        "1 is the upload of 8 dense rounds: 65.02 kB",
+        "",
+        "best test accuracy (%) before the upload, as measured on the wire, passes",
+        "",
+        "               runs  8 kB  1 (65.02 kB)",
+        "-------------  ----  ----  ------------",
+        "fedavg            1     -         40.00",
+        "a_longer_name     1     -         40.00",
+    ]
+
+
+def test_plot(script, write, monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(script, "save", lambda figure, out: figures.append(figure))
+    seeds = [write(seed=1), write(seed=2, accuracies=(0.3, 0.3, 0.4, 0.6), kept=0.5)]
+    others = [write(f"{{name: some_algorithm_with_a_name, some_setting: {i}}}", paper=0.5) for i in range(9)]
+    words = [*map(str, [*seeds, *others]), "-o", str(tmp_path / "o.png"), "--caps", "1/4,1"]
+    assert script.main(words) == 0
+    (figure,) = figures
+    wire, paper = figure.axes
+    dense_mb, sparse_mb = ROUND_NBYTES / 1e6, 2 * (2 * NUM_PARAMS + 40) / 1e6
+    rounds = np.arange(2, 9, 2)
+    np.testing.assert_allclose(wire.get_lines()[0].get_xdata(), rounds * (dense_mb + sparse_mb) / 2)
+    np.testing.assert_allclose(wire.get_lines()[0].get_ydata(), [20, 30, 35, 50])
+    np.testing.assert_allclose(paper.get_lines()[1].get_xdata(), rounds * DENSE_MB)
+    band = wire.collections[0].get_paths()[0].vertices
+    assert (band[:, 1].min(), band[:, 1].max()) == pytest.approx((10, 60))
+    assert wire.get_xscale() == "log"
+    assert [text.get_text() for text in wire.texts] == ["1/4", "1"]
+    assert "wire" in wire.get_xlabel() and "paper" in paper.get_xlabel()
+    assert wire.get_ylabel() == "best test accuracy so far (%)"
+    lines = wire.get_lines()[:10]
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 10
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert len(figure.legends[0].get_texts()) == 10
+    assert figure.bbox.x0 <= legend.x0 < legend.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= legend.y0 < legend.y1 < wire.get_tightbbox().y0
+    assert wire.get_window_extent().height > 2.5 * figure.dpi
+    assert figure._suptitle.get_window_extent().y0 > wire.texts[0].get_window_extent().y1
+    assert script.main([*words, "--count", "paper", "--metric", "client"]) == 0
+    (axes,) = figures[1].axes
+    figures[1].draw_without_rendering()
+    label = axes.yaxis.label.get_window_extent()
+    assert axes.get_ylabel() == "best mean client accuracy so far (%)"
+    assert 0 < label.y0 < label.y1 < figures[1]._suptitle.get_window_extent().y0
+
+
+def test_as_a_user_starts_it(write, tmp_path):
+    command = [sys.executable, str(FOLDER / "accuracy_at_cap.py"), str(write())]
+    refusals = [("o.xyz", 2, ".xyz"), ("file/o.png", 6, "is no folder")]
+    (tmp_path / "file").touch()
+    for out, status, said in refusals:
+        words = [*command, "-o", str(tmp_path / out)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == status, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,284 @@
+"""The script that runs a set of experiments, and the experiments of the FedDST study."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from support import write_config
+
+from fedmpi.configfile import describe, load_config
+from fedmpi.engine.setup import resolve
+from fedmpi.ledger.reader import Ledger
+from fedmpi.ledger.writer import LedgerWriter
+
+JOBS = Path(__file__).parents[2] / "jobs"
+STUDY = sorted((JOBS / "configs" / "feddst").glob("*.yaml"))
+
+Script = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("run_set", JOBS / "run_set.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """Put back what the script did to signals."""
+    before = {wish: signal.getsignal(wish) for wish in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for wish, handler in before.items():
+        signal.signal(wish, handler)
+
+
+def pretend(folder: Path, config: Path, overrides: list[str], status: str = "done") -> None:
+    """Leave what a run of the configuration would."""
+    text = describe(resolve(load_config(config, overrides)))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ledger.h5").unlink(missing_ok=True)
+    LedgerWriter(folder / "ledger.h5", attrs={}, config_yaml=text, flush_s=1.0).finish(status, {})
+    (folder / "config.yaml").write_text(text)
+
+
+@pytest.fixture
+def started() -> list[tuple[str, int]]:
+    """Folders of the runs that were started, in order, and their numbers of ranks."""
+    return []
+
+
+@pytest.fixture
+def script(
+    module: ModuleType,
+    started: list[tuple[str, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Script:
+    """Run the script with runs that take no time: they do what `statuses` says of their folder, else leave a ledger."""
+
+    def command(*words: object, **statuses: int) -> tuple[int, list[str]]:
+        def launch(run: object, num_ranks: int) -> int:
+            folder = str(run.out.relative_to(tmp_path / "out"))  # type: ignore[attr-defined]
+            started.append((folder, num_ranks))
+            status = statuses.get(folder.replace("/", "_"), 0)
+            if not status:
+                pretend(run.out, run.config, run.overrides)  # type: ignore[attr-defined]
+            return status
+
+        monkeypatch.setattr(module, "launch", launch)
+        capsys.readouterr()
+        status = module.main([*map(str, words), "-o", str(tmp_path / "out")])
+        return status, capsys.readouterr().out.splitlines()
+
+    return command
+
+
+@pytest.mark.usefixtures("launches")
+def test_a_run_that_is_finished_is_left_out(tmp_path: Path) -> None:
+    """As a user starts it, with a real run on one rank."""
+    config = write_config(tmp_path)
+    command = [sys.executable, str(JOBS / "run_set.py"), f"{config}@4", "rounds=2", "-o", "out"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = []
+    for _ in range(2):
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert said[0].startswith("small seed4: done in ")
+    assert said[1] == "small seed4: skipped, done in out/small/seed4\n"
+    with Ledger(tmp_path / "out" / "small" / "seed4" / "ledger.h5") as ledger:
+        assert (ledger.status, len(ledger.rounds["round_idx"]), ledger.attrs["seed"]) == ("done", 2, 4)
+
+
+def test_order_seeds_and_overrides(script: Script, started: list[tuple[str, int]], tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        write_config(tmp_path, name=f"{name}.yaml")
+    (tmp_path / "notes.txt").touch()
+    words = [f"{tmp_path}/c.yaml@7", "train.lr=0.5", f"{tmp_path}@1,2", "-n", 3]
+    status, lines = script(*words)
+    assert status == 0
+    folders = ["c/seed7", *(f"{name}/seed{seed}" for name in "abc" for seed in (1, 2))]
+    assert started == [(folder, 3) for folder in folders]
+    assert [line.split(":")[0] for line in lines] == [folder.replace("/", " ") for folder in folders]
+    for folder in folders:
+        config = yaml.safe_load((tmp_path / "out" / folder / "config.yaml").read_text())
+        assert (config["train"]["lr"], f"seed{config['seed']}") == (0.5, folder.partition("/")[2])
+    # Without seeds it is the file's own, and what is there is not made again.
+    started.clear()
+    assert script(*words, f"{tmp_path}/a.yaml", "--only", "[ac]")[0] == 0
+    assert started == [("a/seed3", 3)]
+
+
+def test_failures_do_not_end_the_set(script: Script, started: list[tuple[str, int]], tmp_path: Path) -> None:
+    for name in "abc":
+        write_config(tmp_path, name=f"{name}.yaml")
+    write_config(tmp_path, name="unknown.yaml", algorithm={"name": "fedavvg"})
+    files = [tmp_path / f"{name}.yaml" for name in ("a", "unknown", "b")]
+    status, lines = script(*files, a_seed3=3)
+    assert status == 1
+    assert lines[0].startswith("a seed3: failed with status 3 in ")
+    assert lines[1].startswith("unknown seed3: refused: algorithm.name must be one of ")
+    assert lines[2].startswith("b seed3: done in ")
+    assert started == [("a/seed3", 1), ("b/seed3", 1)]
+    # What failed is run again.
+    started.clear()
+    status, lines = script(tmp_path / "a.yaml", tmp_path / "b.yaml")
+    assert (status, started) == (0, [("a/seed3", 1)])
+    assert lines[1] == f"b seed3: skipped, done in {tmp_path / 'out' / 'b' / 'seed3'}"
+
+
+@pytest.mark.parametrize("status", ["stopped", "failed: why", "running"])
+def test_what_was_cut_off_begins_anew(
+    script: Script, started: list[tuple[str, int]], tmp_path: Path, status: str
+) -> None:
+    config = write_config(tmp_path)
+    pretend(tmp_path / "out" / "small" / "seed3", config, ["train.lr=0.5"], status)
+    assert script(config)[0] == 0
+    assert len(started) == 1
+    (tmp_path / "out" / "small" / "seed3" / "ledger.h5").write_text("torn")
+    assert script(config)[0] == 0
+    assert len(started) == 2
+
+
+def test_a_finished_run_of_other_settings_is_refused(
+    script: Script, started: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    config = write_config(tmp_path)
+    pretend(tmp_path / "out" / "small" / "seed3", config, ["data.root=elsewhere"])
+    assert script(config)[0] == 0  # where the data lie makes no other run
+    for override, section in [
+        ("train.lr=0.5", "train"),
+        ("rounds=5", "rounds"),
+        ("algorithm.name=fedprox", "algorithm"),
+    ]:
+        status, (line,) = script(config, override)
+        assert status == 1
+        assert f"is done with other settings of {section}; remove it" in line
+    assert not started
+
+
+def test_listing_starts_nothing(script: Script, started: list[tuple[str, int]], tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    pretend(tmp_path / "out" / "small" / "seed1", config, ["seed=1"])
+    status, lines = script(f"{config}@1,2", "--list")
+    assert status == 0
+    assert [line.split(" ")[2] for line in lines] == ["skipped,", "to"]
+    assert not started
+    assert not (tmp_path / "out" / "small" / "seed2").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["none.yaml"], "cannot read the configuration none.yaml"),
+        (["small.yaml@1,x"], "got 'small.yaml@1,x'"),
+        (["small.yaml@"], "got 'small.yaml@'"),
+        (["empty"], "FOLDER with .yaml files in it"),
+        (["small.yaml", "rounds=-1"], "rounds must be"),
+        (["small.yaml", "--only", "big*"], "none with --only big*"),
+        (["rounds=1"], "expected a run"),
+        ([], "the following arguments are required"),
+    ],
+)
+def test_bad_words(
+    module: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit) as end:
+        module.main(words)
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wish", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_the_run_and_the_set(
+    module: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    wish: signal.Signals,
+) -> None:
+    """A shell stands in for the run: it must hear of the interruption once, and is waited for."""
+    heard, ready = tmp_path / "heard", tmp_path / "ready"
+    (tmp_path / "python").write_text(
+        f"#!/bin/sh\ntrap 'echo once >> {heard}; sleep 0.3; echo over >> {heard}; exit 1' INT\n"
+        f"touch {ready}\nwhile :; do sleep 0.02; done\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(module.sys, "executable", str(tmp_path / "python"))
+    config = write_config(tmp_path)
+
+    def interrupt() -> None:
+        end = time.monotonic() + 30
+        while not ready.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        os.kill(os.getpid(), wish)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    status = module.main([f"{config}@1,2", "-o", str(tmp_path / "out")])
+    thread.join()
+    assert status == 130
+    assert heard.read_text().split() == ["once", "over"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("small seed1: failed with status 130 in ")
+
+
+@pytest.mark.parametrize("path", STUDY, ids=lambda path: path.stem)
+def test_an_experiment_of_the_study_is_valid(path: Path) -> None:
+    config = resolve(load_config(path))
+    assert (config.rounds, config.seed, config.evaluate.every) == (400, 1, 10)
+    assert config.participation.clients_per_round == 20
+
+
+def test_experiments_on_the_same_data_differ_in_the_algorithm_alone() -> None:
+    trees = {path.stem: yaml.safe_load(path.read_text()) for path in STUDY}
+    assert len(trees) == 27
+    for name, tree in trees.items():
+        usual = trees[f"{name.partition('_')[0]}_fedavg"]
+        assert {**tree, "algorithm": None} == {**usual, "algorithm": None}, name
+    algorithms = [(name.partition("_")[0], repr(tree["algorithm"])) for name, tree in trees.items()]
+    assert len(set(algorithms)) == len(algorithms)
+
+
+@pytest.mark.parametrize(("name", "num_runs"), [("feddst", 33), ("feddst_tune", 12)])
+def test_the_studys_scripts_name_runs_that_are_there(tmp_path: Path, name: str, num_runs: int) -> None:
+    """Python is stood in for: what it is asked to run must be files, and settings."""
+    (tmp_path / "python").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\necho ---\n')
+    (tmp_path / "python").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = [str(JOBS / f"{name}.sh"), "-n", "8"]
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
+    found = 0
+    for call in done.stdout.split("---\n")[:-1]:
+        script, *words = call.splitlines()
+        assert Path(script) == JOBS / "run_set.py"
+        assert words[-2:] == ["-n", "8"]
+        for path, seeds in (word.split("@") for word in words if "@" in word):
+            files = STUDY if Path(path).is_dir() else [Path(path)]
+            assert set(files) <= set(STUDY)
+            found += len(files) * len(seeds.split(","))
+    assert found == num_runs
