@@ -1,0 +1,78 @@
+"""What a mask costs in a local step: training under a mask against the same training without one, in turn.
+
+    python benchmarks/masked_step.py [--model cifar10net] [--repeats 15]
+
+Both train one client of 40 images, batches of 32 and 8, as `fedmpi.train.local` does it for every algorithm, on one
+thread. CPU time of the thread, so that others on the machine disturb little; medians. The third figure is FedDST's
+readjustment, which one turn in some fifteen rounds has: a gradient of one batch, and the choice of weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from fedmpi.algorithms.budgets import layer_counts
+from fedmpi.algorithms.masking import MaskSpace, readjust
+from fedmpi.algorithms.sparse_training import Keeper
+from fedmpi.config import NamedSection, TrainConfig
+from fedmpi.data.datasets import Dataset
+from fedmpi.data.shapes import ImageShape
+from fedmpi.data.shard import DeviceImages, Shard
+from fedmpi.flat import FlatModel
+from fedmpi.models.registry import build_model, resolve, warm_up
+from fedmpi.rng import stream
+from fedmpi.train.local import train_local
+
+SHAPES = {"cifar10net": ImageShape(32, 32, 3), "mnistnet": ImageShape(28, 28, 1)}
+CONFIG = TrainConfig(local_epochs=5, batch_size=32, lr=0.01, momentum=0.9, weight_decay=1e-3)
+NUM_STEPS = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", choices=SHAPES, default="cifar10net")
+    parser.add_argument("--repeats", type=int, default=15)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    shape = SHAPES[arguments.model]
+    section = resolve(NamedSection(name=arguments.model))
+    warm_up(section)
+    model = FlatModel(build_model(section, shape, 10, 0))
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, *shape), np.uint8), rng.integers(0, 10, 40)
+    dataset = Dataset("noise", images, labels, images, labels, 10, (0.5,) * shape.channels, (0.3,) * shape.channels)
+    shard = Shard(DeviceImages(images, labels, dataset, torch.device("cpu")), np.arange(40))
+    space = MaskSpace(model.layout)
+    counts = layer_counts(space.weights, 0.2, "erk")
+    start_P = model.params_P.clone()
+    mask_P = space.first_mask(start_P, counts)
+    keepers = {"dense": None, "masked": Keeper(mask_P.to(torch.float32))}
+    times: dict[str, list[float]] = {"dense": [], "masked": [], "readjust": []}
+    for repeat in range(arguments.repeats + 2):  # the first two warm up
+        for name, keeper in keepers.items():
+            model.params_P.copy_(start_P)
+            began = time.thread_time()
+            train_local(model, shard, CONFIG, rng=stream(0, repeat, 0, "batches"), after_step=keeper)
+            times[name].append((time.thread_time() - began) / NUM_STEPS)
+        model.params_P.copy_(start_P).mul_(mask_P)
+        x, y = next(shard.batches(32, 1, stream(0, repeat, 0, "batches")))
+        began = time.thread_time()
+        model.grads_P.zero_()
+        F.cross_entropy(model.module(x), y).backward()  # type: ignore[no-untyped-call]
+        readjust(space, model.params_P, model.grads_P, mask_P, counts, 0.01)
+        times["readjust"].append(time.thread_time() - began)
+    median = {name: statistics.median(values[2:]) * 1e3 for name, values in times.items()}
+    ratios = sorted(b / a for a, b in zip(times["dense"][2:], times["masked"][2:], strict=True))
+    print(f"{arguments.model}: {median['dense']:.2f} ms a step dense, {median['masked']:.2f} masked")
+    print(f"ratio of the medians {median['masked'] / median['dense']:.3f} (pairs {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print(f"readjustment: {median['readjust']:.1f} ms, once a turn in rounds that have one")
+
+
+if __name__ == "__main__":
+    main()
