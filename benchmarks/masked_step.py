@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from fedmpi.algorithms.budgets import layer_counts
 from fedmpi.algorithms.masking import MaskSpace, readjust
-from fedmpi.algorithms.sparse_training import Keeper
+from fedmpi.algorithms.sparse_client import Keeper
 from fedmpi.config import NamedSection, TrainConfig
 from fedmpi.data.datasets import Dataset
 from fedmpi.data.shapes import ImageShape

@@ -70,8 +70,9 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     print(message_table(messages, sizes, config.rounds))
     down, up = whole_run(setup, messages, sizes)
     about = "about" if sizes.is_exact.all() else "at most"
+    like = "" if setup.algorithm.rounds_alike else ", were all but the first like the second,"
     print(
-        f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds would send {about} "
+        f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds{like} would send {about} "
         f"down_bytes={down} up_bytes={up}"
     )
     return 0

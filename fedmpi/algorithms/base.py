@@ -102,6 +102,8 @@ class ClientContext:
         too, and the round's training loss is made of it.
     dry_run : bool
         Messages are wanted, training is not: `ClientHalf.train_local` returns at once, and a loop of one's own should.
+    weight_uses : callable
+        See `ServerContext`.
     known : Known
         Where the half keeps what messages are coded against: of all clients that the rank plays, so by version.
     """
@@ -114,6 +116,7 @@ class ClientContext:
     num_rounds: int = 1
     stats: list[LocalStats] = field(default_factory=list)
     dry_run: bool = False
+    weight_uses: Callable[[], Mapping[str, int]] = dict
     known: Known = field(default_factory=Known)
 
 
@@ -301,6 +304,8 @@ class Algorithm:
     check : callable, optional
         ``f(config, layout, run)`` returning warnings about the settings for this model and this run, in words; it
         raises `ConfigError` for settings that cannot be.
+    rounds_alike : bool
+        Whether the rounds after the first are alike in what is sent, so that a dry run can tell all from two.
     warm_up : callable, optional
         ``f(config)`` compiling what else it will need, such as `fedmpi.compress.topk.warm_up`.
     """
@@ -312,6 +317,7 @@ class Algorithm:
     sizes: Callable[[AlgorithmConfig, Layout], Mapping[str, int]] | None = None
     messages: Callable[[AlgorithmConfig], Sequence[type[Message]]] | None = None
     check: Callable[[AlgorithmConfig, Layout, RunConfig], list[str]] | None = None
+    rounds_alike: bool = True
     warm_up: Callable[[AlgorithmConfig], None] | None = None
 
     def schema(self, config: AlgorithmConfig, layout: Layout) -> Schema:

@@ -22,7 +22,7 @@ import numpy as np
 from fedmpi.errors import ConfigError
 from fedmpi.flat import Entry
 
-Distribution: TypeAlias = Literal["erk", "er", "uniform", "erk_released", "global"]
+Distribution: TypeAlias = Literal["erk", "er", "uniform", "erk_released"]
 
 
 def layer_counts(
@@ -58,7 +58,7 @@ def layer_counts(
         If there are no weights, the density is not in (0, 1] or keeps no weight at all, or erk_released comes to a
         density of a layer that is not in [0, 1].
     ValueError
-        For global, which chooses among all weights, or `num_biases` of another length than `weights`.
+        For another distribution, or `num_biases` of another length than `weights`.
     """
     total = sum(entry.numel for entry in weights)
     if not total:

@@ -31,17 +31,9 @@ from torch.nn import functional as F
 from fedmpi.algorithms.base import Algorithm, AlgorithmConfig, ClientContext, ServerContext
 from fedmpi.algorithms.budgets import Distribution
 from fedmpi.algorithms.masking import Counts, MaskSpace, Readjusted, readjust, reprune, reprune_released
-from fedmpi.algorithms.sparse_training import (
-    Keeper,
-    MaskInUse,
-    SparseClient,
-    SparseConfig,
-    SparseServer,
-    check_budgets,
-    counts_of,
-    mask_sizes,
-    message_classes,
-)
+from fedmpi.algorithms.sparse_client import Keeper, MaskInUse, SparseClient
+from fedmpi.algorithms.sparse_messages import SparseConfig, check_budgets, counts_of, mask_sizes, message_classes
+from fedmpi.algorithms.sparse_server import SparseServer
 from fedmpi.compress.topk import warm_up
 from fedmpi.config import RunConfig
 from fedmpi.data.shard import Shard
@@ -247,6 +239,7 @@ def _algorithm(name: str, config: type[FedDSTConfig]) -> Algorithm:
         sizes=mask_sizes,
         messages=message_classes,
         check=check,
+        rounds_alike=False,
         warm_up=compile_choice,
     )
 

@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from fedmpi.algorithms.base import Algorithm
 from fedmpi.algorithms.feddst import compile_choice
-from fedmpi.algorithms.sparse_training import (
-    SparseClient,
-    SparseConfig,
-    SparseServer,
-    check_budgets,
-    mask_sizes,
-    message_classes,
-)
+from fedmpi.algorithms.sparse_client import SparseClient
+from fedmpi.algorithms.sparse_messages import SparseConfig, check_budgets, mask_sizes, message_classes
+from fedmpi.algorithms.sparse_server import SparseServer
 
 ALGORITHM = Algorithm(
     "randommask",

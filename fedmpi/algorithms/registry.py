@@ -12,7 +12,7 @@ from fedmpi.errors import ConfigError
 from fedmpi.plugin import is_plugin, load_plugin
 from fedmpi.problems import did_you_mean
 
-BUILT_IN = ("fedavg", "fedavgm", "feddst", "feddst_released", "fedprox", "randommask")
+BUILT_IN = ("fedavg", "fedavgm", "feddst", "feddst_released", "fedprox", "grasp", "magnitude", "prunefl", "randommask")
 ENTRY_POINTS = "fedmpi.algorithms"
 
 

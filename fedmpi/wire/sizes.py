@@ -58,7 +58,7 @@ def most_payload_nbytes(message_class: type[Message], schema: Schema, num_kept: 
         elif declared.value_class is Labels:
             nbytes += 8 * numel
         else:
-            if declared.value_class is Quantized or not declared.dtype:
+            if declared.value_class is Quantized or (not declared.dtype and declared.value_class is not Mask):
                 nbytes += 5 * max((schema.size(length) for length in declared.shape[:2]), default=1)  # scales
             if declared.value_class is Mask:
                 nbytes += _most_positions_nbytes(schema.wire.mask, numel, numel)

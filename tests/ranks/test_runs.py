@@ -31,6 +31,12 @@ MEMORY = f"{ALGORITHMS / 'memory.py'}:MEMORY"
 KINDS = f"{ALGORITHMS / 'kinds.py'}:KINDS"
 HASTY = f"{ALGORITHMS / 'hasty.py'}:HASTY"
 
+FEDDST: dict[str, Any] = {
+    "algorithm": {"name": "feddst", "density": 0.3, "alpha": 0.3, "interval": 1, "end_round": 100},
+    "rounds": 4,
+    "train": {"batch_size": 20, "lr": 0.05, "local_epochs": 2},
+}
+
 
 @pytest.fixture
 def shared_folder():
@@ -82,17 +88,17 @@ class Delaying:
         return DelayingCommunicator(*args, **kwargs)
 
 
-@pytest.mark.ranks(2, timeout=120)
+@pytest.mark.ranks(2, timeout=150)
 def test_two_ranks_agree_with_one_process(shared_folder):
     check_agreement(shared_folder)
 
 
-@pytest.mark.ranks(3, timeout=120)
+@pytest.mark.ranks(3, timeout=150)
 def test_three_ranks_agree_with_one_process(shared_folder):
     check_agreement(shared_folder)
 
 
-@pytest.mark.ranks(5, timeout=150)
+@pytest.mark.ranks(5, timeout=180)
 def test_five_ranks_agree_with_one_process(shared_folder):
     check_agreement(shared_folder)
 
@@ -118,7 +124,11 @@ def check_agreement(folder: Path) -> None:
     refused = {**hasty, "server": {"nonfinite": "drop"}}
     kinds = {**buffers, "algorithm": {"name": KINDS}}
     topk = {**buffers, "algorithm": {"name": "fedavg", "compress": "topk", "density": 0.05}, "rounds": 4}
-    own_folders = {**memory, "placement": {"state_dir": str(folder / "state{rank}")}}
+    apart = {"placement": {"state_dir": str(folder / "state{rank}")}}
+    feddst = {**buffers, **FEDDST}
+    lost_feddst = {**feddst, **lost}
+    released = {**feddst, "algorithm": {**FEDDST["algorithm"], "name": "feddst_released"}}
+    static = {**feddst, "algorithm": {"name": "randommask", "density": 0.3}}
     cases: list[tuple[str, str, dict[str, Any], Any]] = [
         ("plain", "plain", {}, None),
         ("delayed", "plain", {}, Delaying),
@@ -138,7 +148,7 @@ def check_agreement(folder: Path) -> None:
         ("buffers and dropout", "buffers", buffers, Delaying),
         ("buffers and dropout, with the player", "buffers", {**buffers, "server": {"host": "player"}}, None),
         ("memory", "memory", memory, None),
-        ("memory moved", "memory", own_folders, Delaying),
+        ("memory moved", "memory", {**memory, **apart}, Delaying),
         ("clients lost", "lost", lost_memory, Delaying),
         ("clients lost, with the player", "lost", {**lost_memory, "server": {"host": "player"}}, None),
         ("clients lost in talk, with a peer", "lost talk", {**lost_talk, "server": {"host": "peer"}}, Delaying),
@@ -150,6 +160,12 @@ def check_agreement(folder: Path) -> None:
         ("refused", "refused", refused, Delaying),
         ("refused, with the player", "refused", {**refused, "server": {"nonfinite": "drop", "host": "player"}}, None),
         ("refused, with a peer", "refused", {**refused, "server": {"nonfinite": "drop", "host": "peer"}}, Delaying),
+        ("masks moved", "feddst", {**feddst, **apart}, Delaying),
+        ("masks, with a peer", "feddst", {**feddst, "server": {"host": "peer"}}, Delaying),
+        ("masks, clients lost", "feddst lost", {**lost_feddst, **apart}, Delaying),
+        ("masks, clients lost, with a peer", "feddst lost", {**lost_feddst, "server": {"host": "peer"}}, Delaying),
+        ("masks as released", "feddst_released", {**released, **apart}, Delaying),
+        ("a mask that stays", "randommask", {**static, **apart}, Delaying),
     ]
     sections = {
         "plain": {},
@@ -165,19 +181,23 @@ def check_agreement(folder: Path) -> None:
         "kinds": kinds,
         "topk": topk,
         "refused": refused,
+        "feddst": feddst,
+        "feddst lost": lost_feddst,
+        "feddst_released": released,
+        "randommask": static,
     }
-    expected = {}
+    expected, masks = {}, {}
     if rank == 0:
-        expected = {
-            name: digests(run_alone(folder, f"{name} alone", small_config(folder_here, **changes)))
-            for name, changes in sections.items()
-        }
+        for name, changes in sections.items():
+            out = run_alone(folder, f"{name} alone", small_config(folder_here, **changes))
+            expected[name], masks[name] = digests(out), masks_of(out)
         assert len(set(expected.values())) == len(expected), "the cases must differ, or equality says nothing"
     simulation_nbytes: dict[str, int] = {}
     for name, like, changes, comm_class in cases:
         out = run_on_all(folder, name, small_config(folder_here, **changes), comm_class)
         if rank == 0:
             assert digests(out) == expected[like], name
+            assert masks_of(out) == masks[like], name
             with Ledger(out / "ledger.h5") as ledger:
                 simulation_nbytes[name] = ledger.summary()["simulation_nbytes"]
     if rank == 0 and MPI.COMM_WORLD.size > 2:  # with one worker there is nowhere to move to
@@ -185,6 +205,35 @@ def check_agreement(folder: Path) -> None:
     out = run_on_all(folder, "no evaluation", small_config(folder_here, evaluate={"every": 0}))
     if rank == 0:
         assert digests(out) == expected["plain"]
+
+
+def masks_of(out: Path) -> list[float]:
+    """Return the checksums of the mask after each round, nothing of a run without masks."""
+    with Ledger(out / "ledger.h5") as ledger:
+        return ledger.rounds["mask_checksum"].tolist() if "mask_checksum" in ledger.rounds else []
+
+
+@pytest.mark.ranks(3, timeout=60)
+def test_a_mask_that_moves_with_its_client_is_no_message(shared_folder):
+    from mpi4py import MPI
+
+    rank = MPI.COMM_WORLD.rank
+    folder_here = shared_folder / f"config{rank}"
+    folder_here.mkdir()
+    states = {"together": "state", "apart": "state{rank}"}
+    summaries = {}
+    for name, state in states.items():
+        placement = {"state_dir": str(shared_folder / state)}
+        model = {"name": "mlp", "hidden": [600]}  # 11 kB a mask
+        changes = {**FEDDST, "model": model, "evaluate": {"every": 0}, "placement": placement}
+        out = run_on_all(shared_folder, name, small_config(folder_here, **changes))
+        if rank == 0:
+            with Ledger(out / "ledger.h5") as ledger:
+                summaries[name] = ledger.summary()
+    if rank == 0:
+        for same in ("down_nbytes", "up_nbytes", "ledger_digest", "model_digest"):
+            assert summaries["apart"][same] == summaries["together"][same]
+        assert summaries["apart"]["simulation_nbytes"] > summaries["together"]["simulation_nbytes"] + 11_000
 
 
 @pytest.mark.ranks(3, timeout=60, env={"FI_PROVIDER": "tcp", "UCX_TLS": "tcp,self", "MPIR_CVAR_NOLOCAL": "1"})

@@ -277,3 +277,28 @@ class SharedMemory(nn.Module):
 def test_modules_that_are_refused(module: Callable[[], nn.Module], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         FlatModel(module())
+
+
+def test_what_masks_may_leave_out() -> None:
+    """Weights of convolutions and fully connected layers: no bias, no number of a normalization."""
+    layout = layout_of(conv_net())
+    assert layout.maskable == ("0.weight", "4.weight", "6.weight")
+    assert [entry.name for entry in layout.maskable_entries] == list(layout.maskable)
+    assert [(entry.offset, entry.numel) for entry in layout.maskable_entries] == [(0, 120), (126, 360), (492, 24)]
+    others = nn.ModuleDict(
+        {
+            "words": nn.Embedding(5, 3), "recurrent": nn.GRU(3, 4), "norm": nn.LayerNorm(4), "one": nn.Conv1d(4, 2, 3),
+            "three": nn.Conv3d(1, 2, 2), "turned": nn.ConvTranspose2d(2, 2, 2), "both": nn.Bilinear(2, 2, 2),
+        }
+    )  # fmt: skip
+    assert layout_of(others).maskable == ("one.weight", "three.weight")
+
+
+def test_a_weight_with_two_names_is_masked_once_and_a_frozen_one_never() -> None:
+    assert layout_of(Tied()).maskable == ("first.weight",)
+    tied_to_words = nn.ModuleDict({"words": nn.Embedding(5, 3), "head": nn.Linear(3, 5)})
+    tied_to_words["head"].weight = tied_to_words["words"].weight
+    assert layout_of(tied_to_words).maskable == ("words.weight",)
+    frozen = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    frozen[0].requires_grad_(False)
+    assert layout_of(frozen).maskable == ("1.weight",)

@@ -12,6 +12,7 @@ import torch
 from support import small_config
 
 from fedmpi.comm.local import LocalCommunicator
+from fedmpi.engine.setup import prepare
 from fedmpi.ledger.reader import Ledger
 from fedmpi.ledger.schema import ROUND_COLUMNS
 from fedmpi.runner import run
@@ -157,3 +158,51 @@ def test_a_wait_for_what_nobody_sends_fails_at_once(
     assert "nothing is under way" in said
     with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
         assert "would wait for ever" in ledger.status
+
+
+CHOOSE = """
+class Server(FedAvgServer):
+    def choose(self, round_idx, cohort):
+        return CHOSEN
+"""
+
+
+@pytest.mark.parametrize(
+    "chosen", ["cohort", "cohort[:2]", "[cohort[3], cohort[0]]", "cohort[round_idx:round_idx + 1]"]
+)
+def test_the_algorithm_chooses_among_the_clients_drawn(tmp_path: Path, chosen: str) -> None:
+    drawn = load_cohorts(tmp_path)
+    assert go(tmp_path, algorithm=own(tmp_path, CHOOSE.replace("CHOSEN", chosen))) == 0
+    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
+        messages = ledger.messages
+        table = dict(ledger.rounds)
+    for round_idx, cohort in enumerate(drawn):
+        want = sorted(eval(chosen, {"cohort": cohort, "round_idx": round_idx}))
+        for direction in ("down", "up"):
+            rows = (messages["round_idx"] == round_idx) & (messages["direction"] == direction)
+            assert messages["client_id"][rows].tolist() == want
+        assert table["num_clients"][round_idx] == len(want)
+
+
+def load_cohorts(folder: Path) -> list[list[int]]:
+    """Return the clients drawn for each round of a small run."""
+    setup = prepare(small_config(folder))
+    return [setup.cohort(round_idx) for round_idx in range(3)]
+
+
+@pytest.mark.parametrize("chosen", ["[*cohort, 12]", "[cohort[0], cohort[0]]", "[-1]"])
+def test_a_choice_of_others_than_those_drawn(tmp_path: Path, chosen: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert go(tmp_path, "rounds=1", algorithm=own(tmp_path, CHOOSE.replace("CHOSEN", chosen))) == 1
+    said = capsys.readouterr().err
+    assert "ValueError: choose must return some of the clients drawn, each once, got [" in said
+
+
+def test_a_round_for_which_nobody_is_chosen(tmp_path: Path) -> None:
+    """The model stays as it is."""
+    chosen = "cohort if round_idx != 1 else []"
+    assert go(tmp_path, "rounds=3", algorithm=own(tmp_path, CHOOSE.replace("CHOSEN", chosen))) == 0
+    table = rounds(tmp_path)
+    assert table["num_clients"].tolist() == [5, 0, 5]
+    loss = table["test_loss"].tolist()
+    assert loss[0] == loss[1] != loss[2]
+    assert np.isnan(table["train_loss"]).tolist() == [False, True, False]

@@ -21,6 +21,8 @@ from fedmpi.report.settings import HOW, settings_markdown, settings_text
 ROOT = Path(__file__).parents[3]
 SETTINGS = {(part.title, setting.key): setting for part in all_parts() for setting in part.settings}
 
+UPLINK = ["algorithm.compress", "algorithm.density", "algorithm.scope", "algorithm.error_feedback"]
+
 
 def test_the_page_in_docs_is_this_one() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text()
@@ -137,8 +139,9 @@ def test_all_of_it_for_a_terminal() -> None:
         ("data.synthetic.noise", ["data.synthetic"], ["data.synthetic.noise"]),
         ("evaluate", ["evaluate"], ["evaluate.every", "evaluate.batch_size"]),
         ("partition.beta", ["partition.name=dirichlet", "partition.name=quantity"], ["partition.beta"] * 2),
-        ("algorithm.name=fedprox", ["algorithm.name=fedprox"], ["algorithm.mu"]),
-        ("algorithm.name=fedavg", ["algorithm.name=fedavg"], []),
+        ("algorithm.name=fedprox", ["algorithm.name=fedprox"], [*UPLINK, "algorithm.mu"]),
+        ("algorithm.name=fedavg", ["algorithm.name=fedavg"], UPLINK),
+        ("algorithm.name=magnitude", ["algorithm.name=magnitude"], ["algorithm.density", "algorithm.mu"]),
     ],
 )
 def test_a_part_of_it(prefix: str, titles: list[str], keys: list[str]) -> None:

@@ -212,6 +212,43 @@ def test_progress_is_called_after_every_step_that_takes_longer() -> None:
     assert len(calls) == 5
 
 
+@pytest.mark.parametrize(("num", "batch_size"), [(32, 16), (35, 16), (5, 16), (16, 16)])
+def test_after_each_epoch_a_hook_gets_its_last_batch(num: int, batch_size: int) -> None:
+    flat, shard = FlatModel(net()), Recorder(device_images(), np.arange(num))
+    calls: list[str] = []
+    batches: list[tuple[int, Tensor, Tensor]] = []
+
+    def after_epoch(epoch_idx: int, x: Tensor, y: Tensor) -> None:
+        calls.append(f"epoch {epoch_idx}")
+        batches.append((epoch_idx, x.clone(), y.clone()))
+
+    def after_step(model: FlatModel) -> None:
+        calls.append("step")
+
+    cfg = TrainConfig(batch_size=batch_size, local_epochs=3)
+    train_local(flat, shard, cfg, rng=rng(), after_step=after_step, after_epoch=after_epoch)
+    steps = -(-num // batch_size)
+    assert calls == [name for epoch in range(3) for name in [*["step"] * steps, f"epoch {epoch}"]]
+    for epoch_idx, x, y in batches:
+        want_x, want_y = shard.seen[(epoch_idx + 1) * steps - 1]
+        assert torch.equal(x, want_x) and torch.equal(y, want_y)
+
+
+def test_what_a_hook_leaves_in_the_gradients_is_not_trained_on() -> None:
+    results = []
+    for leave in (False, True):
+        flat = FlatModel(net())
+
+        def after_epoch(epoch_idx: int, x: Tensor, y: Tensor, model: FlatModel = flat, leave: bool = leave) -> None:
+            if leave:
+                model.grads_P.fill_(1e6)
+
+        cfg = TrainConfig(batch_size=16, local_epochs=3)
+        train_local(flat, Shard(device_images(), np.arange(40)), cfg, rng=rng(), after_epoch=after_epoch)
+        results.append(flat.params_P)
+    assert torch.equal(*results)
+
+
 class TextShard:
     """Lines of random characters, each to be followed by the next; batches of a fixed order."""
 

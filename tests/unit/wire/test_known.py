@@ -202,6 +202,21 @@ def test_old_versions_of_one_name_are_forgotten() -> None:
     assert known.versions("mask") == [3]
 
 
+def test_only_the_versions_that_are_wanted_are_retained() -> None:
+    known = Known()
+    for version in (1, 2, 5, 9):
+        known.hold("mask", KnownMask(BITS, version))
+        known.hold("theta", KnownProbabilities.of(np.full(20, 0.3), version))
+    known.retain("mask", {2, 9, 30})
+    assert known.versions("mask") == [2, 9]
+    known.retain("nothing", {1})
+    known.retain("mask", [9, 9])
+    assert known.versions("mask") == [9]
+    known.retain("mask", ())
+    assert known.versions("mask") == []
+    assert known.versions("theta") == [1, 2, 5, 9]
+
+
 def test_what_a_message_names_is_found() -> None:
     known = Known()
     mask, vector = KnownMask(BITS, 3), KnownVector(np.zeros(20), 3)
