@@ -129,6 +129,9 @@ def check_agreement(folder: Path) -> None:
     lost_feddst = {**feddst, **lost}
     released = {**feddst, "algorithm": {**FEDDST["algorithm"], "name": "feddst_released"}}
     static = {**feddst, "algorithm": {"name": "randommask", "density": 0.3}}
+    initial = {"initial_iterations": 30, "initial_interval": 5}
+    prunefl = {**feddst, "algorithm": {"name": "prunefl", "reconfigure_every": 2, "constant_s": 0.01, **initial}}
+    grasp = {**feddst, "algorithm": {"name": "grasp", "density": 0.3, "score_clients": 2}}
     cases: list[tuple[str, str, dict[str, Any], Any]] = [
         ("plain", "plain", {}, None),
         ("delayed", "plain", {}, Delaying),
@@ -166,6 +169,8 @@ def check_agreement(folder: Path) -> None:
         ("masks, clients lost, with a peer", "feddst lost", {**lost_feddst, "server": {"host": "peer"}}, Delaying),
         ("masks as released", "feddst_released", {**released, **apart}, Delaying),
         ("a mask that stays", "randommask", {**static, **apart}, Delaying),
+        ("reconfigured", "prunefl", {**prunefl, "server": {"host": "peer"}}, Delaying),
+        ("scored", "grasp", {**grasp, "server": {"host": "player"}}, Delaying),
     ]
     sections = {
         "plain": {},
@@ -185,6 +190,8 @@ def check_agreement(folder: Path) -> None:
         "feddst lost": lost_feddst,
         "feddst_released": released,
         "randommask": static,
+        "prunefl": prunefl,
+        "grasp": grasp,
     }
     expected, masks = {}, {}
     if rank == 0:
@@ -214,10 +221,15 @@ def masks_of(out: Path) -> list[float]:
 
 
 @pytest.mark.ranks(3, timeout=60)
-def test_a_mask_that_moves_with_its_client_is_no_message(shared_folder):
+def test_a_mask_that_moves_with_its_client_is_no_message(shared_folder, monkeypatch):
     from mpi4py import MPI
 
+    from fedmpi.engine.server import Server
+
     rank = MPI.COMM_WORLD.rank
+    # Every client is planned for the worker that does not have its state.
+    at_home = Server._workers_at_home
+    monkeypatch.setattr(Server, "_workers_at_home", lambda self, client: {1, 2} - set(at_home(self, client)))
     folder_here = shared_folder / f"config{rank}"
     folder_here.mkdir()
     states = {"together": "state", "apart": "state{rank}"}
