@@ -61,7 +61,8 @@ def most_payload_nbytes(message_class: type[Message], schema: Schema, num_kept: 
             if declared.value_class is Quantized or (not declared.dtype and declared.value_class is not Mask):
                 nbytes += 5 * max((schema.size(length) for length in declared.shape[:2]), default=1)  # scales
             if declared.value_class is Mask:
-                nbytes += _most_positions_nbytes(schema.wire.mask, numel, numel)
+                # How many it keeps is not told: half of them are the most to say.
+                nbytes += _most_positions_nbytes(schema.wire.mask, numel, -(-numel // 2))
                 num_kept -= 0 if field.optional else numel
             else:
                 width = max(width, itemsize)

@@ -24,6 +24,20 @@ SIZES = {"params": 3000, "buffers": 40, "state": 3040, "int_buffers": 2}
 SEGMENTS = {"params": np.array([0, 32, 1000, 3000])}
 
 
+@message("sizes-lone", "up")
+class LoneMask(Message):
+    """A mask that is always there."""
+
+    bits: Mask = mask("params")
+
+
+@message("sizes-maybe", "up")
+class MaybeMask(Message):
+    """A mask that may be left out."""
+
+    bits: Mask | None = mask("params")
+
+
 @message("sizes-test", "up")
 class Mixed(Message):
     bits: Mask = mask("params")
@@ -95,6 +109,17 @@ def test_no_payload_is_larger_than_was_said(wire: dict[str, str], density: float
     for sent in (made, update):
         frame = encode(sent, known, BufferPool())
         assert frame.payload_nbytes <= most_payload_nbytes(type(sent), known, sent.num_kept(known))
+
+
+@pytest.mark.parametrize("codec", ["auto", "bits", "byte-rans", "gap-rans", "golomb", "zstd", "layers"])
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.5, 0.9, 1.0])
+def test_a_mask_alone_is_not_larger_than_was_said(codec: str, density: float) -> None:
+    bits = np.random.default_rng(0).random(3000) < density
+    for sent in (LoneMask(bits=Mask(bits)), MaybeMask(bits=Mask(bits))):
+        frame = encode(sent, schema(mask=codec), BufferPool())
+        assert frame.payload_nbytes <= most_payload_nbytes(type(sent), schema(mask=codec), sent.num_kept(schema()))
+        if codec == "bits":
+            assert most_payload_nbytes(type(sent), schema(mask=codec), 0) < frame.payload_nbytes + 100
 
 
 @settings(max_examples=30, deadline=None)
