@@ -1,6 +1,7 @@
 """Say which accuracy runs reached before the clients' upload passed given caps: a table, and a plot with -o.
 
-python analysis/accuracy_at_cap.py RUN [RUN ...] [--caps 1/16,1/8,1/4,1/2,1] [-o OUT.png] [--csv FILE] [--markdown]
+python analysis/accuracy_at_cap.py RUN [RUN ...] [--caps 1/16,1/8,1/4,1/2,1] [--mean-of K] [--tests] [-o OUT.png]
+    [--csv FILE] [--markdown]
 
 RUN is the folder of a run or a ledger. A cap is a share of what the clients of so many rounds would send up as plain
 float32 (--of-dense-rounds; as many rounds as the longest run has), or an amount of bytes, such as 500MB (10^6 bytes) or
@@ -8,6 +9,10 @@ float32 (--of-dense-rounds; as many rounds as the longest run has), or an amount
 counted as measured (wire) and as the paper counts (paper). The accuracy is that on the test set, or with --metric
 client the mean over clients of that on their own classes. Runs that differ in their seeds alone are one row: the mean,
 and the smallest and the largest in brackets.
+
+Of the tests under a cap the best counts. The best of many noisy tests is more than that of a few, which is what a run
+that sends more a round has under a small cap: --mean-of K takes the mean of the last K tests under the cap instead, or
+of as many as there are. --tests says behind each accuracy how many tests are under its cap; --csv always does.
 """
 
 from __future__ import annotations
@@ -53,6 +58,9 @@ COUNTS = {"wire": "as measured on the wire", "paper": "as the paper counts"}
 NOT_TOLD_APART = ("seed", "data.root")
 # A dense message's header and counts, at most: N dense rounds are to fit the cap of N dense rounds.
 FRAME_NBYTES = 64
+# Of bounded length: a float overflows, and exact fractions of huge numbers take forever.
+CAP = re.compile(r"([0-9./]{1,20}(?:e[0-9]{1,2})?) ?([A-Za-z]*)")
+MAX_DIGITS = 9
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKER_GAP = 0.07  # of the diagonal
 LABEL_WIDTH = 78  # characters
@@ -75,7 +83,8 @@ class Cap(NamedTuple):
 class Run(NamedTuple):
     """A run's tests: rounds, accuracy in [0, 1], and by count the upload so far in bytes, (num_tests,) each.
 
-    `num_params` is 0 if no message was sent yet, `num_clients` the number of clients that hold data.
+    The accuracy is what the tests so far come to: the best of them, or the mean of the last K. `num_params` is 0 if no
+    message was sent yet, `num_clients` the number of clients that hold data.
     """
 
     path: Path
@@ -93,10 +102,9 @@ class Run(NamedTuple):
         """The run's seed."""
         return self.settings.get("seed")
 
-    def best(self, count: str, cap_nbytes: float) -> float:
-        """Return the best accuracy of the tests under a cap, NaN if there is none."""
-        under = self.accuracy[self.upload_nbytes[count] <= cap_nbytes]
-        return float(under.max()) if len(under) else np.nan
+    def num_tests(self, count: str, cap_nbytes: float) -> int:
+        """Return the number of tests under a cap."""
+        return int(np.sum(self.upload_nbytes[count] <= cap_nbytes))
 
 
 class Row(NamedTuple):
@@ -115,7 +123,15 @@ class Row(NamedTuple):
         )
 
 
-def read_run(path: Path, metric: str) -> Run:
+def so_far(accuracy: Array, mean_of: int | None) -> Array:
+    """Return the best of the tests up to each, or with `mean_of` the mean of the last so many, shape (num_tests,)."""
+    if mean_of is None:
+        best: Array = np.maximum.accumulate(accuracy)
+        return best
+    return np.array([accuracy[max(0, end - mean_of) : end].mean() for end in range(1, len(accuracy) + 1)])
+
+
+def read_run(path: Path, metric: str, mean_of: int | None) -> Run:
     """Read a ledger; raises OutputError as `Ledger` does, PictureError if its tests have no such accuracy."""
     with Ledger(path) as ledger:
         rounds, messages, done = ledger.rounds, ledger.messages, ledger.status == "done"
@@ -137,7 +153,7 @@ def read_run(path: Path, metric: str) -> Run:
         path,
         settings,
         rounds["round_idx"][tested],
-        accuracy[tested],
+        so_far(accuracy[tested], mean_of),
         {count: nbytes[tested] for count, nbytes in upload_nbytes.items()},
         len(tested),
         int(sizes[times.argmax()]) if len(sizes) else 0,
@@ -146,7 +162,7 @@ def read_run(path: Path, metric: str) -> Run:
     )
 
 
-def read_rows(paths: Sequence[Path], metric: str) -> list[Row]:
+def read_rows(paths: Sequence[Path], metric: str, mean_of: int | None = None) -> list[Row]:
     """Read ledgers and put those together that differ in their seeds alone.
 
     Raises
@@ -156,7 +172,7 @@ def read_rows(paths: Sequence[Path], metric: str) -> list[Row]:
     PictureError
         If data sets or partitions differ, if the same run is there twice, or if no run has a test.
     """
-    runs = [read_run(path, metric) for path in paths]
+    runs = [read_run(path, metric, mean_of) for path in paths]
     check_one_task(runs)
     if not any(len(one.accuracy) for one in runs):
         raise PictureError(f"nothing to show: no round was tested in {', '.join(str(one.path) for one in runs)}")
@@ -218,30 +234,39 @@ def dense_upload(rows: Sequence[Row], caps: Sequence[Cap], num_rounds: int | Non
     return num_rounds, num_rounds * dense_round_nbytes(runs)
 
 
-def bests(row: Row, count: str, cap_nbytes: float) -> Array:
-    """Return the best accuracy under a cap of each run that has one, shape (num_runs_under_cap,)."""
-    values = np.array([one.best(count, cap_nbytes) for one in row.runs])
-    found: Array = values[~np.isnan(values)]
-    return found
+def under_cap(row: Row, count: str, cap_nbytes: float) -> tuple[Array, Array]:
+    """Return accuracy and number of tests under a cap of each run that has a test there, (num_runs_under_cap,) each."""
+    tests = [one.num_tests(count, cap_nbytes) for one in row.runs]
+    # Uploads grow: the tests under a cap are a run's first.
+    values = [one.accuracy[n - 1] for one, n in zip(row.runs, tests, strict=True) if n]
+    return np.array(values), np.array([n for n in tests if n], np.int64)
 
 
-def cell(row: Row, count: str, cap_nbytes: float) -> str:
+def cell(row: Row, count: str, cap_nbytes: float, with_tests: bool) -> str:
     """Return what the table says of a row and a cap, in percent."""
-    values = 100 * bests(row, count, cap_nbytes)
-    if not len(values):
+    accuracies, tests = under_cap(row, count, cap_nbytes)
+    if not len(accuracies):
         return "-"
+    values = 100 * accuracies
     words = f"{values.mean():.2f}"
     if len(row.runs) > 1:
         words += f" [{values.min():.2f}, {values.max():.2f}]"
-    return words + (f" ({len(values)} of {len(row.runs)} runs)" if len(values) < len(row.runs) else "")
+    beside = []
+    if with_tests:
+        beside.append(str(tests[0]) if tests.min() == tests.max() else f"{tests.min()} to {tests.max()}")
+    if len(values) < len(row.runs):
+        beside.append(f"{len(values)} of {len(row.runs)} runs")
+    return words + (f" ({'; '.join(beside)})" if beside else "")
 
 
-def table(rows: Sequence[Row], count: str, caps: Mapping[str, float], markdown: bool) -> str:
+def table(
+    rows: Sequence[Row], count: str, caps: Mapping[str, float], *, markdown: bool = False, with_tests: bool = False
+) -> str:
     """Return the table of one count as aligned lines; `caps` has the bytes of each by its name."""
     unfinished = any(row.unfinished for row in rows)
     lines = [["", "runs", *caps, *(["unfinished"] if unfinished else [])]]
     for row in rows:
-        cells = [cell(row, count, cap_nbytes) for cap_nbytes in caps.values()]
+        cells = [cell(row, count, cap_nbytes, with_tests) for cap_nbytes in caps.values()]
         lines.append([row.label, str(len(row.runs)), *cells, *([row.unfinished] if unfinished else [])])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
@@ -268,38 +293,46 @@ def amount(nbytes: float) -> str:
     return f"{nbytes / UNITS[unit]:.4g} {unit}"
 
 
-def write_csv(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], out: Path) -> None:
-    """Write a line for each row, count and cap; accuracies as fractions, empty if there is none."""
+def write_csv(
+    rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], mean_of: int | None, out: Path
+) -> None:
+    """Write a line for each row, count and cap; accuracies as fractions, empty if there is none.
+
+    `mean_of` is empty where the best test counts. Numbers of tests are those of the runs that have one under the cap.
+    """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.open("w", newline="") as file:
             writer = csv.writer(file)
-            names = "accuracy_mean", "accuracy_min", "accuracy_max", "num_runs_under_cap", "num_runs", "unfinished"
-            writer.writerow(["run", "count", "cap", "cap_nbytes", *names])
+            names = [f"accuracy_{part}" for part in ("mean", "min", "max")] + ["num_tests_min", "num_tests_max"]
+            names += ["num_runs_under_cap", "num_runs", "unfinished"]
+            writer.writerow(["run", "count", "cap", "cap_nbytes", "mean_of", *names])
             for row in rows:
                 for count in counts:
                     for name, cap_nbytes in caps.items():
-                        values = bests(row, count, cap_nbytes)
-                        figures = [values.mean(), values.min(), values.max()] if len(values) else ["", "", ""]
-                        found = [*figures, len(values), len(row.runs), row.unfinished]
-                        writer.writerow([row.label, count, name, round(cap_nbytes), *found])
+                        values, tests = under_cap(row, count, cap_nbytes)
+                        found = ["", "", "", 0, 0]
+                        if len(values):
+                            found = [values.mean(), values.min(), values.max(), tests.min(), tests.max()]
+                        found += [len(values), len(row.runs), row.unfinished]
+                        writer.writerow([row.label, count, name, round(cap_nbytes), mean_of or "", *found])
     except OSError as error:
         raise PictureError(f"cannot write {out}: {error.strerror or error}; choose another with --csv") from error
 
 
 def curve(row: Row, count: str) -> tuple[Array, Array]:
-    """Return mean upload in MB (num_tests,) and the best accuracy so far in percent (num_runs, num_tests).
+    """Return mean upload in MB (num_tests,) and the accuracy so far in percent (num_runs, num_tests).
 
     Of the rounds in which all of the row's runs that have a test were tested.
     """
     runs = [one for one in row.runs if len(one.rounds)]
     at = [np.isin(one.rounds, reduce(np.intersect1d, [other.rounds for other in runs])) for one in runs]
     sent = [one.upload_nbytes[count][here] / 1e6 for one, here in zip(runs, at, strict=True)]
-    best = [100 * np.maximum.accumulate(one.accuracy)[here] for one, here in zip(runs, at, strict=True)]
-    return np.mean(sent, axis=0), np.array(best)
+    reached = [100 * one.accuracy[here] for one, here in zip(runs, at, strict=True)]
+    return np.mean(sent, axis=0), np.array(reached)
 
 
-def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], metric: str, out: Path) -> None:
+def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], figure_name: str, out: Path) -> None:
     """Draw a panel a count and save them; the suffix of `out` says the format."""
     rows = [row for row in rows if any(len(one.rounds) for one in row.runs)]
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False})
@@ -312,11 +345,11 @@ def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], 
     )
     for axes, count in zip(panels[0], counts, strict=True):
         for i, row in enumerate(rows):
-            sent_mb, best = curve(row, count)
+            sent_mb, reached = curve(row, count)
             colour = COLOURS[i % len(COLOURS)]
             axes.plot(
                 sent_mb,
-                best.mean(axis=0),
+                reached.mean(axis=0),
                 linestyle=LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)],
                 marker=MARKERS[i % len(MARKERS)],
                 # Not all at the same places: lines that coincide show their markers in turn.
@@ -330,7 +363,8 @@ def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], 
                 zorder=3,
             )
             if len(row.runs) > 1:
-                axes.fill_between(sent_mb, best.min(axis=0), best.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+                low, high = reached.min(axis=0), reached.max(axis=0)
+                axes.fill_between(sent_mb, low, high, color=colour, alpha=0.2, linewidth=0)
         for name, cap_nbytes in caps.items():
             axes.axvline(cap_nbytes / 1e6, color="0.55", linewidth=0.8, zorder=1)
             place = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
@@ -342,7 +376,7 @@ def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], 
         axes.tick_params(axis="x", labelsize=9)
         axes.set_xlabel(f"sent up, by all clients (MB = 10$^6$ bytes,\n{COUNTS[count]})")
         axes.grid(color="0.9", linewidth=0.8)
-    panels[0, 0].set_ylabel(f"best {METRICS[metric]} so far (%)")
+    panels[0, 0].set_ylabel(f"{figure_name} so far (%)".replace(", ", ",\n"))
     figure.suptitle(title(rows), fontsize=11, x=0.01, ha="left")
     # Below the axes, where labels of any length cover no curve.
     handles, names = panels[0, 0].get_legend_handles_labels()
@@ -355,29 +389,34 @@ def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], 
 
 def report(args: argparse.Namespace) -> None:
     """Print the tables, and write what was asked for."""
-    rows = read_rows(args.ledgers, args.metric)
+    rows = read_rows(args.ledgers, args.metric, args.mean_of)
     num_dense_rounds, dense_nbytes = dense_upload(rows, args.caps, args.of_dense_rounds)
     caps = {cap.text: cap.nbytes(dense_nbytes) for cap in args.caps}
     counts = list(COUNTS) if args.count == "both" else [args.count]
+    figure_name = f"best {METRICS[args.metric]}"
+    if args.mean_of is not None:
+        last = f"{args.mean_of} tests" if args.mean_of > 1 else "test"
+        figure_name = f"{METRICS[args.metric]}, mean of the last {last}"
     if args.out is not None:
-        plot(rows, counts, caps, args.metric, args.out)
+        plot(rows, counts, caps, figure_name, args.out)
     if args.csv is not None:
-        write_csv(rows, counts, caps, args.csv)
+        write_csv(rows, counts, caps, args.mean_of, args.csv)
     print(title(rows))
     if num_dense_rounds:
         print(f"1 is the upload of {num_dense_rounds} dense rounds: {amount(dense_nbytes)}")
     shares = {cap.text for cap in args.caps if not cap.unit_nbytes}
     headed = {f"{name} ({amount(nbytes)})" if name in shares else name: nbytes for name, nbytes in caps.items()}
+    tests = "; in parentheses the tests until then" if args.tests else ""
     for count in counts:
-        print(f"\nbest {METRICS[args.metric]} (%) before the upload, {COUNTS[count]}, passes\n")
-        print(table(rows, count, headed, args.markdown))
+        print(f"\n{figure_name} (%) before the upload, {COUNTS[count]}, passes{tests}\n")
+        print(table(rows, count, headed, markdown=args.markdown, with_tests=args.tests))
 
 
 def parse_caps(text: str) -> list[Cap]:
     """Return the caps that a comma-separated list means; raises ArgumentTypeError."""
     caps = []
     for word in filter(None, (part.strip() for part in text.split(","))):
-        parts = re.fullmatch(r"([0-9./]+(?:e[0-9]+)?) ?([A-Za-z]*)", word)
+        parts = CAP.fullmatch(word)
         try:
             value = Fraction(parts[1]) if parts else None
         except (ValueError, ZeroDivisionError):
@@ -385,7 +424,7 @@ def parse_caps(text: str) -> list[Cap]:
         if parts is None or not value or (parts[2] and parts[2] not in UNITS):
             raise argparse.ArgumentTypeError(
                 f"a cap must be a positive share of the dense upload, such as 1/8 or 0.125, or positive bytes in one "
-                f"of {', '.join(UNITS)}, got {word!r}"
+                f"of {', '.join(UNITS)}, in at most 20 digits and an exponent up to e99, got {word!r}"
             )
         caps.append(Cap(word, value, UNITS.get(parts[2], 0)))
     if not caps:
@@ -394,9 +433,9 @@ def parse_caps(text: str) -> list[Cap]:
 
 
 def positive(text: str) -> int:
-    """Return a whole number of at least 1; raises ArgumentTypeError."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    """Return a whole number from 1; raises ArgumentTypeError."""
+    if not text.isdecimal() or len(text) > MAX_DIGITS or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, of at most {MAX_DIGITS} digits, got {text!r}")
     return int(text)
 
 
@@ -411,6 +450,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--metric", choices=METRICS, default="test", help="which accuracy (default: %(default)s)")
     parser.add_argument("--count", choices=[*COUNTS, "both"], default="both", help="whose bytes (default: %(default)s)")
+    parser.add_argument(
+        "--mean-of", type=positive, metavar="K", help="mean of the last K tests under a cap (default: the best test)"
+    )
+    parser.add_argument("--tests", action="store_true", help="print how many tests are under each cap")
     parser.add_argument("-o", "--out", type=picture_path, metavar="OUT", help="picture: png, pdf, svg")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="the table as CSV, accuracies as fractions")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")

@@ -57,6 +57,8 @@ def main() -> None:
     show("messages", [find_mpiexec(), "-n", "2", python, str(HERE / "comm.py")])
     show("ledger", [python, str(HERE / "ledger.py")])
     show("sizes", [python, str(HERE / "wire.py")])
+    for model in ("cifar10net", "mnistnet"):
+        show("masked step", [python, str(HERE / "masked_step.py"), "--model", model])
     start_to_first_round()
     show("rounds", [python, str(HERE / "rounds.py"), "--repeats", "7"])
     accuracy()

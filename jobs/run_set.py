@@ -4,8 +4,8 @@ python jobs/run_set.py CONFIG_OR_FOLDER[@SEED,SEED] ... [-n RANKS] [-o OUT] [--o
 
 A folder stands for the .yaml files in it; without seeds a file's own is taken. NAME.yaml runs in OUT/NAME/seedSEED; its
 output is in log.txt there. It is left out if the ledger there is done, and refused if that has other settings (but for
-data.root, where the data lie): what is done is never replaced. What was cut off begins anew. The status is 1 if a run
-failed or was refused, 130 after Ctrl-C.
+data.root, where the data lie): what is done is never replaced. What was cut off begins anew. A run without its data
+is left out too, and counted at the end. The status is 1 if a run failed or was refused, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import NamedTuple
 from fedmpi.config import RunConfig
 from fedmpi.configfile import load_config
 from fedmpi.engine.setup import resolve
-from fedmpi.errors import ConfigError, OutputError
+from fedmpi.errors import ConfigError, DataError, OutputError
 from fedmpi.ledger.reader import Ledger
 
 
@@ -85,6 +85,8 @@ def do(run: Wanted, args: argparse.Namespace) -> tuple[int, str]:
     if args.list:
         return 0, f"to run in {run.out}"
     start, status = time.monotonic(), launch(run, args.num_ranks)
+    if status == DataError.exit_status:
+        return status, "left out, no data"
     return status, f"{f'failed with status {status}' if status else 'done'} in {time.monotonic() - start:.0f} s"
 
 
@@ -106,13 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"expected a run at least, got none with --only {args.only}")
     for wish in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: in a shell's background it would be ignored
         signal.signal(wish, signal.default_int_handler)
-    failed = False
+    failed, num_left_out = False, 0
     for run in runs:
         status, words = do(run, args)
         print(f"{run.config.stem} {run.out.name}: {words}", flush=True)
         if status == 128 + signal.SIGINT:
             return status
-        failed |= status != 0
+        num_left_out += status == DataError.exit_status
+        failed |= status not in (0, DataError.exit_status)
+    if num_left_out:
+        print(f"{num_left_out} of {len(runs)} runs left out, no data: the lines of errors say where it was looked for")
     return int(failed)
 
 

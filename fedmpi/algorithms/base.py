@@ -18,6 +18,7 @@ from fedmpi.config import NamedSection, RunConfig, TrainConfig
 from fedmpi.data.shard import Shard
 from fedmpi.flat import FlatModel, Layout
 from fedmpi.models.initial import InitialModel
+from fedmpi.models.operations import Uses
 from fedmpi.rng import stream
 from fedmpi.train.local import LocalStats, train_local
 from fedmpi.wire.known import Known
@@ -63,23 +64,26 @@ class ServerContext:
     initial : InitialModel
     send_seed : bool
         In the first round, send the initial model's seed in its place.
-    num_rounds : int
-        Rounds of the run.
-    weight_uses : callable
-        Returns how often a forward pass of one sample uses each number of a layer's weights, by the tensor's name; see
-        `fedmpi.models.operations`.
     known : Known
         Where the half keeps what messages are coded against. It is not kept between rounds for the half: what
         `ServerHalf.load_state_dict` takes over must be enough to fill it again.
+    num_rounds : int
+        Rounds of the run.
+    weight_uses : callable
+        Returns how one sample's forward and backward pass use each layer's weights, by the tensor's name; see
+        `fedmpi.models.operations`.
+    warn : callable
+        ``f(words)`` shows a warning to the user, among the lines of the rounds.
     """
 
     seed: int
     layout: Layout
     initial: InitialModel
     send_seed: bool
-    num_rounds: int = 1
-    weight_uses: Callable[[], Mapping[str, int]] = dict
     known: Known = field(default_factory=Known)
+    num_rounds: int = 1
+    weight_uses: Callable[[], Mapping[str, Uses]] = dict
+    warn: Callable[[str], None] = lambda words: None
 
 
 @dataclass
@@ -93,8 +97,6 @@ class ClientContext:
     train_config : TrainConfig
     initial_model : callable
         Returns the `InitialModel` of a seed.
-    num_rounds : int
-        Rounds of the run.
     progress : callable
         To be called now and then by code that computes for long, as `train_local` does.
     stats : list of LocalStats
@@ -102,10 +104,10 @@ class ClientContext:
         too, and the round's training loss is made of it.
     dry_run : bool
         Messages are wanted, training is not: `ClientHalf.train_local` returns at once, and a loop of one's own should.
-    weight_uses : callable
-        See `ServerContext`.
     known : Known
         Where the half keeps what messages are coded against: of all clients that the rank plays, so by version.
+    num_rounds, weight_uses
+        As in `ServerContext`.
     """
 
     seed: int
@@ -113,11 +115,11 @@ class ClientContext:
     train_config: TrainConfig
     initial_model: Callable[[int], InitialModel]
     progress: Callable[[], None]
-    num_rounds: int = 1
     stats: list[LocalStats] = field(default_factory=list)
     dry_run: bool = False
-    weight_uses: Callable[[], Mapping[str, int]] = dict
     known: Known = field(default_factory=Known)
+    num_rounds: int = 1
+    weight_uses: Callable[[], Mapping[str, Uses]] = dict
 
 
 class ServerHalf(ABC):
@@ -302,7 +304,7 @@ class Algorithm:
         ``f(config)`` returning the message classes that it sends, so that their codecs are compiled before the first
         round; those of others are when they are first used.
     check : callable, optional
-        ``f(config, layout, run)`` returning warnings about the settings for this model and this run, in words; it
+        ``f(config, initial, run)`` returning warnings about the settings for this model and this run, in words; it
         raises `ConfigError` for settings that cannot be.
     rounds_alike : bool
         Whether the rounds after the first are alike in what is sent, so that a dry run can tell all from two.
@@ -316,7 +318,7 @@ class Algorithm:
     client: Callable[..., ClientHalf]
     sizes: Callable[[AlgorithmConfig, Layout], Mapping[str, int]] | None = None
     messages: Callable[[AlgorithmConfig], Sequence[type[Message]]] | None = None
-    check: Callable[[AlgorithmConfig, Layout, RunConfig], list[str]] | None = None
+    check: Callable[[AlgorithmConfig, InitialModel, RunConfig], list[str]] | None = None
     rounds_alike: bool = True
     warm_up: Callable[[AlgorithmConfig], None] | None = None
 

@@ -30,15 +30,25 @@ from torch.nn import functional as F
 
 from fedmpi.algorithms.base import Algorithm, AlgorithmConfig, ClientContext, ServerContext
 from fedmpi.algorithms.budgets import Distribution
-from fedmpi.algorithms.masking import Counts, MaskSpace, Readjusted, readjust, reprune, reprune_released
+from fedmpi.algorithms.masking import (
+    Counts,
+    Growth,
+    MaskSpace,
+    Readjusted,
+    compile_choice,
+    readjust,
+    reprune,
+    reprune_released,
+)
 from fedmpi.algorithms.sparse_client import Keeper, MaskInUse, SparseClient
 from fedmpi.algorithms.sparse_messages import SparseConfig, check_budgets, counts_of, mask_sizes, message_classes
 from fedmpi.algorithms.sparse_server import SparseServer
-from fedmpi.compress.topk import warm_up
 from fedmpi.config import RunConfig
 from fedmpi.data.shard import Shard
 from fedmpi.errors import ConfigError, NonFiniteError
 from fedmpi.flat import Layout
+from fedmpi.models.initial import InitialModel
+from fedmpi.train.optimizer import forget_at
 from fedmpi.wire.message import Message
 
 
@@ -61,7 +71,7 @@ class FedDSTConfig(SparseConfig):
         description="local epoch, from 0, after which weights move; middle leaves half of the epochs to train what has "
         "grown, last none",
     )
-    growth: Literal["inactive", "pruned_stay", "all"] = Field(
+    growth: Growth = Field(
         "inactive",
         description="where weights grow: where none is active, or pruned_stay: not where one has just been dropped, or "
         "all: anywhere, at the cost of the active weights that are chosen",
@@ -72,7 +82,7 @@ class FedDSTConfig(SparseConfig):
         description="what the server keeps the largest of: the weights that some client kept, ties by their votes; or "
         "all weights, of which those that no client kept are then left out",
     )
-    weights: Literal["samples", "batches"] = Field(
+    client_weight: Literal["samples", "batches"] = Field(
         "samples", description="what a client weighs: its samples, or twice its batches an epoch"
     )
 
@@ -99,12 +109,15 @@ class FedDSTConfig(SparseConfig):
         """Return whether weights move in a round, if alpha is not 0 in it."""
         return round_idx >= 1 and (round_idx - 1) % self.interval == 0
 
+    def last_move(self, num_rounds: int) -> int:
+        """Return the last round in which weights move, if they do in any."""
+        return 1 + max(0, self.last_round(num_rounds) - 2) // self.interval * self.interval
+
     def counts_at(self, round_idx: int, space: MaskSpace, layout: Layout, num_rounds: int) -> Counts:
         """Return how many weights each layer keeps after a round of readjustment."""
         if self.final_density is None:
             return counts_of(self, space, layout)
-        last_move = 1 + max(0, self.last_round(num_rounds) - 2) // self.interval * self.interval
-        share = min(1.0, round_idx / last_move)
+        share = min(1.0, round_idx / self.last_move(num_rounds))
         return counts_of(self, space, layout, self.density + (self.final_density - self.density) * share)
 
 
@@ -113,10 +126,10 @@ class FedDSTReleasedConfig(FedDSTConfig):
 
     layer_distribution: Distribution = Field("erk_released", description="see feddst")
     readjust_epoch: int | Literal["middle", "last"] = Field("last", description="see feddst")
-    growth: Literal["inactive", "pruned_stay", "all"] = Field("all", description="see feddst")
+    growth: Growth = Field("all", description="see feddst")
     decay: Literal["cosine", "none"] = Field("none", description="see feddst")
     reprune: Literal["union", "all"] = Field("all", description="see feddst")
-    weights: Literal["samples", "batches"] = Field("batches", description="see feddst")
+    client_weight: Literal["samples", "batches"] = Field("batches", description="see feddst")
 
 
 class FedDSTServer(SparseServer):
@@ -154,7 +167,7 @@ class FedDSTClient(SparseClient):
         self._epoch = named[epoch] if isinstance(epoch, str) else epoch
 
     def weight(self, shard: Shard) -> int:
-        if self.config.weights == "samples":
+        if self.config.client_weight == "samples":
             return shard.num_samples
         return 2 * -(-shard.num_samples // self.ctx.train_config.batch_size)
 
@@ -170,7 +183,7 @@ class FedDSTClient(SparseClient):
                 moved = self._readjust(round_idx, used.mask_P, alpha, x, y)
                 keeper.factor_P = moved.to(torch.float32)
 
-        self.fit(round_idx, client_id, shard, keeper, after_epoch)
+        self.fit(round_idx, client_id, shard, keeper, after_epoch=after_epoch)
         return self.uplink(self.weight(shard), used, moved)
 
     def _readjust(self, round_idx: int, mask_P: Tensor, alpha: float, x: Tensor, y: Tensor) -> Tensor:
@@ -189,10 +202,7 @@ class FedDSTClient(SparseClient):
         except NonFiniteError:
             return mask_P  # a diverged model is the server's to find, in what is sent
         _start_anew(model.params_P, result)
-        if self.ctx.train_config.momentum or self.ctx.train_config.optimizer == "adam":
-            model.momentum_P.masked_fill_(result.grown_P, 0.0)
-        if self.ctx.train_config.optimizer == "adam":
-            model.second_moment_P.masked_fill_(result.grown_P, 0.0)
+        forget_at(model, self.ctx.train_config, result.grown_P)
         return result.mask_P
 
 
@@ -201,7 +211,7 @@ def _start_anew(params_P: Tensor, result: Readjusted) -> None:
     params_P.masked_fill_(result.grown_P, 0.0)
 
 
-def check(config: AlgorithmConfig, layout: Layout, run: RunConfig) -> list[str]:
+def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> list[str]:
     """Return warnings about FedDST's settings.
 
     Raises
@@ -210,7 +220,7 @@ def check(config: AlgorithmConfig, layout: Layout, run: RunConfig) -> list[str]:
         If there is nothing to mask, a density cannot be shared out, or the epoch of readjustment is not in the run.
     """
     assert isinstance(config, FedDSTConfig)
-    warnings = check_budgets(config, layout, run)
+    warnings = check_budgets(config, initial, run)
     if isinstance(config.readjust_epoch, int) and config.readjust_epoch >= run.train.local_epochs:
         raise ConfigError(
             f"algorithm.readjust_epoch must be below train.local_epochs={run.train.local_epochs}, as epochs count from "
@@ -218,16 +228,22 @@ def check(config: AlgorithmConfig, layout: Layout, run: RunConfig) -> list[str]:
         )
     if config.final_density is not None:
         final = config.model_copy(update={"density": config.final_density})
-        warnings += [w for w in check_budgets(final, layout, run) if w not in warnings]
+        warnings += [w for w in check_budgets(final, initial, run) if w not in warnings]
+    end = config.last_round(run.rounds)
+    if config.alpha and (end < 2 or run.rounds < 2):
+        warnings.append(
+            f"algorithm.end_round={end} of rounds={run.rounds}: no weight ever moves, as the first round that moves "
+            "any is the second, if it is before end_round"
+        )
+    elif config.final_density is not None and config.last_move(run.rounds) >= run.rounds:
+        warnings.append(
+            f"algorithm.end_round={end} is beyond rounds={run.rounds}: final_density={config.final_density:g} is not "
+            "reached"
+        )
     last = config.readjust_epoch == "last" or config.readjust_epoch == run.train.local_epochs - 1
     if config.alpha and (last or run.train.local_epochs == 1) and config.reprune == "union":
         warnings.append("algorithm.readjust_epoch is the last local epoch: what grows is sent before it was trained")
     return warnings
-
-
-def compile_choice(config: AlgorithmConfig) -> None:
-    """Compile what chooses weights, on a CPU."""
-    warm_up()
 
 
 def _algorithm(name: str, config: type[FedDSTConfig]) -> Algorithm:

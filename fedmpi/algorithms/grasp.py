@@ -44,7 +44,7 @@ from fedmpi.compress.topk import num_kept
 from fedmpi.config import RunConfig
 from fedmpi.data.shard import Shard
 from fedmpi.errors import ConfigError, ProtocolError
-from fedmpi.flat import FlatModel, Layout
+from fedmpi.flat import FlatModel
 from fedmpi.models.initial import InitialModel
 from fedmpi.wire.message import Message, dense, message
 from fedmpi.wire.values import Dense
@@ -240,7 +240,7 @@ def grasp_scores(
     return torch.cat([scores_P[entry.offset : entry.offset + entry.numel] for entry in layout.maskable_entries])
 
 
-def check(config: AlgorithmConfig, layout: Layout, run: RunConfig) -> list[str]:
+def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> list[str]:
     """Return warnings about GraSP's settings.
 
     Raises
@@ -249,7 +249,7 @@ def check(config: AlgorithmConfig, layout: Layout, run: RunConfig) -> list[str]:
         If the model has nothing to mask.
     """
     assert isinstance(config, GraSPConfig)
-    MaskSpace(layout)
+    MaskSpace(initial.layout)
     warnings = []
     drawn = run.participation.clients_per_round
     if config.score_clients > drawn:
@@ -268,5 +268,12 @@ def all_messages(config: AlgorithmConfig) -> tuple[type[Message], ...]:
 
 
 ALGORITHM = Algorithm(
-    "grasp", GraSPConfig, GraSPServer, GraSPClient, sizes=mask_sizes, messages=all_messages, check=check
+    "grasp",
+    GraSPConfig,
+    GraSPServer,
+    GraSPClient,
+    sizes=mask_sizes,
+    messages=all_messages,
+    check=check,
+    rounds_alike=False,
 )

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmpi.compress.topk import topk_indices
+from fedmpi.compress.topk import topk_indices, warm_up
 from fedmpi.errors import ConfigError
 from fedmpi.flat import Layout
 
@@ -21,6 +21,12 @@ Counts: TypeAlias = NDArray[np.int64]
 """Weights to keep, or kept, of each layer: (L,)."""
 
 Growth: TypeAlias = Literal["inactive", "pruned_stay", "all"]
+"""Where weights grow; see `readjust`."""
+
+
+def compile_choice(config: object) -> None:
+    """Compile what chooses weights, on a CPU."""
+    warm_up()
 
 
 class MaskSpace:

@@ -3,17 +3,17 @@
 Jiang, Wang, Valls, Ko, Lee, Leung, Tassiulas: "Model Pruning Enables Efficient Federated Learning on Edge Devices",
 IEEE TNNLS 2022, sections III and IV::
 
-    round 0:             one client trains the dense model alone, reconfiguring it now and then; its mask is the first
+    round 0:             one client trains the dense model alone, reconfiguring it now and then, until its size has
+                         changed by less than a tenth five times in a row; its mask is the first
     rounds 1, 2, ...     federated averaging under the mask; in every `reconfigure_every`-th round, clients also send
                          I_j = mean over their steps of g_j^2, for all j, and the server reconfigures
     reconfigure:         K = all but the smallest share d of each layer's active weights, which always stay
                          candidates = all others, by I_j / t_j, the largest first
                          add them to K while  I_j / t_j > sum_K I / (c + sum_K t)
 
-with t_j the time that a round takes longer with weight j, and c the time that it takes without any. So K has the
-largest decrease of the loss in a unit of time, Delta / T = sum_K I / (c + sum_K t), that is to be had with what always
-stays: adding j raises a quotient exactly if j's own is larger. Parameters that are never masked count in Delta, and
-their time in c. d = `removable` 2^(-r / half_life) in round r. What is added anew starts from zero.
+over the weights j that masks may leave out, with t_j the time that a round takes longer with j, and c the time that it
+takes without any of them; what is never masked counts in c alone. d = `removable` 2^(-r / half_life) in round r. What
+is added anew starts from zero.
 
 The density is a result here. It hangs on c against N_w t: the more of a round's time no weight can save, the more
 weights pay. By default ``t_l = comm_s + 6 compute_s_per_op samples_per_round uses_l``, where a forward pass uses each
@@ -34,7 +34,7 @@ for an iteration. What the authors of FedDST call PruneFL has another rule, whic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Annotated
 
 import numpy as np
@@ -43,31 +43,22 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedmpi.algorithms.base import (
-    Algorithm,
-    AlgorithmConfig,
-    ClientContext,
-    Conversation,
-    ServerContext,
-)
-from fedmpi.algorithms.feddst import compile_choice
-from fedmpi.algorithms.masking import MaskSpace
+from fedmpi.algorithms.base import Algorithm, AlgorithmConfig, ClientContext, Conversation, ServerContext
+from fedmpi.algorithms.masking import MaskSpace, compile_choice
+from fedmpi.algorithms.pruning_rule import is_steady, reconfigure
 from fedmpi.algorithms.sparse_client import Keeper, MaskInUse, SparseClient
 from fedmpi.algorithms.sparse_messages import SparseModelUp, mask_sizes, message_classes
 from fedmpi.algorithms.sparse_server import SparseServer
 from fedmpi.config import RunConfig
 from fedmpi.data.shard import Shard
 from fedmpi.errors import ConfigError, NonFiniteError
-from fedmpi.flat import FlatModel, Layout
+from fedmpi.flat import FlatModel
 from fedmpi.models.initial import InitialModel
+from fedmpi.models.operations import Uses
 from fedmpi.train.local import LocalStats, seed_torch
-from fedmpi.train.optimizer import make_step
+from fedmpi.train.optimizer import forget_at, make_step
 from fedmpi.wire.message import Message, Schema, dense, message
-from fedmpi.wire.values import PAPER_NBITS, Dense
-
-STEADY_CHANGE = 0.1
-STEADY_TIMES = 5
-"""The first client stops once its model's size has changed by at most a tenth, so many reconfigurations in a row."""
+from fedmpi.wire.values import Dense
 
 _OPS_PER_USE = 6
 
@@ -102,19 +93,19 @@ class PruneFLConfig(AlgorithmConfig):
         """Return d in a round."""
         return float(self.removable * 0.5 ** (round_idx / self.half_life))
 
-    def times(self, space: MaskSpace, uses: Mapping[str, int]) -> np.ndarray:
+    def times(self, space: MaskSpace, uses: Mapping[str, Uses]) -> np.ndarray:
         """Return t_l, (L,) float64, seconds."""
         if self.layer_times is not None:
             return np.array(self.layer_times, np.float64)
         per_use_s = _OPS_PER_USE * self.compute_s_per_op * self.samples_per_round
-        return np.array([self.comm_s + per_use_s * uses[entry.name] for entry in space.weights], np.float64)
+        return np.array([self.comm_s + per_use_s * uses[entry.name].times for entry in space.weights], np.float64)
 
 
 @message("sparse-importance", "up")
 class ImportanceUp(SparseModelUp):
-    """A client's trained weights and, of every parameter, the mean square of its gradients."""
+    """A client's trained weights and, of all that a mask may leave out, in stored order, the mean squared gradients."""
 
-    importance: Dense = dense("params")
+    importance: Dense = dense("weights")
 
     def num_params(self, schema: Schema) -> int:
         return super().num_params(schema) + self.importance.numel
@@ -124,62 +115,7 @@ class ImportanceUp(SparseModelUp):
 
     def paper_nbits(self, schema: Schema) -> float:
         """As the model's, and 32 bits for each weight that masks may leave out."""
-        return super().paper_nbits(schema) + PAPER_NBITS * schema.size("weights")
-
-
-def reconfigure(
-    space: MaskSpace,
-    params_P: Tensor,
-    importance_P: Tensor,
-    mask_P: Tensor,
-    *,
-    times_L: np.ndarray,
-    constant_s: float,
-    removable: float,
-) -> Tensor:
-    """Return the mask of the largest Delta / T that keeps the larger weights of each layer.
-
-    Parameters
-    ----------
-    space : MaskSpace
-    params_P : Tensor, shape (P,), float32, on the CPU
-    importance_P : Tensor, shape (P,), on the CPU
-        Mean squares of gradients, not negative, of every parameter; their scale does not matter.
-    mask_P : Tensor, shape (P,), bool, on the CPU
-    times_L : numpy.ndarray, shape (L,), float64
-        Seconds that a weight of each layer takes, above 0.
-    constant_s : float
-        Above 0.
-    removable : float
-        d: of a layer's n active weights the ``floor(d n)`` smallest need not stay, of equal ones the last.
-
-    Returns
-    -------
-    Tensor, shape (P,), bool
-
-    Raises
-    ------
-    NonFiniteError
-        If a weight is NaN or an importance is not finite.
-    """
-    if not bool(importance_P.isfinite().all()):
-        raise NonFiniteError("the squares of gradients hold NaN or infinity: has the training diverged?")
-    active = space.kept(mask_P)
-    stay = active - np.floor(active * removable).astype(np.int64)
-    kept = (space.largest(params_P, stay, mask_P) | ~space.is_weight(mask_P.device)).numpy()
-    times = np.zeros(space.num_params)  # 0 for what is never masked: its time is part of the constant
-    for (start, stop), seconds in zip(space.spans, times_L.tolist(), strict=True):
-        times[start:stop] = seconds
-    gain = importance_P.double().numpy()
-    others = np.flatnonzero(~kept)
-    others = others[np.argsort(-(gain[others] / times[others]), kind="stable")]
-    # Sums before each candidate, as if all those ahead of it had been added. They have been, up to the first that
-    # fails; and where one fails the quotient stays as it is, while those behind are worth no more: no other is added.
-    gains = np.cumsum(np.concatenate([[gain[kept].sum()], gain[others]]))[:-1]
-    costs = np.cumsum(np.concatenate([[constant_s + times[kept].sum()], times[others]]))[:-1]
-    fails = np.flatnonzero(gain[others] * costs <= gains * times[others])
-    kept[others[: fails[0] if fails.size else others.size]] = True
-    return torch.from_numpy(kept)
+        return super().paper_nbits(schema) + self.importance.paper_nbits
 
 
 class PruneFLServer(SparseServer):
@@ -190,7 +126,7 @@ class PruneFLServer(SparseServer):
     def __init__(self, config: PruneFLConfig, ctx: ServerContext) -> None:
         super().__init__(config, ctx)
         self.config = config
-        self._importance_P = torch.zeros(ctx.layout.num_params, dtype=torch.float64)
+        self._importance_N = torch.zeros(self.space.num_weights, dtype=torch.float64)
 
     @property
     def is_first_stage(self) -> bool:
@@ -209,17 +145,17 @@ class PruneFLServer(SparseServer):
 
     def begin_round(self, round_idx: int, cohort: Sequence[int]) -> None:
         super().begin_round(round_idx, cohort)
-        self._importance_P.zero_()
+        self._importance_N.zero_()
 
     def converse(self, round_idx: int, client_id: int) -> Conversation:
-        wanted = ImportanceUp if self.wants_importance(round_idx) else SparseModelUp
+        wanted = ImportanceUp if self.wants_importance(round_idx) else self.up_types
         yield from super().converse(round_idx, client_id)
         return wanted
 
     def aggregate(self, round_idx: int, client_id: int, result: Message) -> None:
         super().aggregate(round_idx, client_id, result)
         if isinstance(result, ImportanceUp):
-            self._importance_P.add_(result.importance.tensor(), alpha=result.weight)
+            self._importance_N.add_(result.importance.tensor(), alpha=result.weight)
 
     def next_mask(self, round_idx: int) -> Tensor | None:
         if self.is_first_stage:
@@ -229,7 +165,7 @@ class PruneFLServer(SparseServer):
         return reconfigure(
             self.space,
             self.model.state_S[: self.space.num_params],
-            self._importance_P / self.mean.total,
+            self._importance_N / self.mean.total,
             torch.from_numpy(self.mask.array),
             times_L=self.config.times(self.space, self.ctx.weight_uses()),
             constant_s=self.config.constant_s,
@@ -245,7 +181,8 @@ class PruneFLServer(SparseServer):
 class _Squares:
     """Mean over steps of the squared gradients; called when those of a step are complete."""
 
-    def __init__(self, model: FlatModel) -> None:
+    def __init__(self, model: FlatModel, space: MaskSpace) -> None:
+        self._is_weight_P = space.is_weight(model.device)
         self._sum_P = torch.zeros_like(model.grads_P)
         self._num_steps = 0
 
@@ -254,11 +191,11 @@ class _Squares:
         self._num_steps += 1
 
     def take_mean(self) -> Tensor:
-        """Return the mean, (P,) float32, and start anew."""
-        mean_P = self._sum_P / max(1, self._num_steps)
+        """Return the mean of the weights that masks may leave out, (N_w,) float32, in stored order; start anew."""
+        mean_N = self._sum_P[self._is_weight_P] / max(1, self._num_steps)
         self._sum_P.zero_()
         self._num_steps = 0
-        return mean_P
+        return mean_N
 
 
 class PruneFLClient(SparseClient):
@@ -279,34 +216,33 @@ class PruneFLClient(SparseClient):
             return self.uplink(self.weight(shard), used, mask_P)
         if not self.config.reconfigures(round_idx):
             return super().train(round_idx, client_id, shard, used, alpha)
-        squares = _Squares(self.ctx.model)
-        self.train_local(round_idx, client_id, shard, after_backward=squares, after_step=Keeper(used.factor_P))
+        squares = _Squares(self.ctx.model, self.space)
+        self.fit(round_idx, client_id, shard, Keeper(used.factor_P), after_backward=squares)
         up = self.uplink(self.weight(shard), used)
-        return ImportanceUp(
-            weight=up.weight,
-            version=up.version,
-            mask=up.mask,
-            int_buffers=up.int_buffers,
-            buffers=up.buffers,
-            weights=up.weights,
-            importance=Dense.of(squares.take_mean()),
-        )
+        return ImportanceUp(**vars(up), importance=Dense.of(squares.take_mean()))
 
     def _prune_first(self, round_idx: int, client_id: int, shard: Shard, mask_P: Tensor) -> Tensor:
-        """Train the model that is loaded on one client's data, reconfiguring it; return the mask, (P,) bool."""
+        """Train the model that is loaded on one client's data, reconfiguring it; return the mask, (P,) bool.
+
+        A loop of its own, as `train_local` goes through ``train.local_epochs`` whole epochs and cannot end at a step of
+        an algorithm's choice.
+        """
         model, cfg, config = self.ctx.model, self.ctx.train_config, self.config
         rng = self.rng(round_idx, client_id, "batches")
         model.module.train()
         seed_torch(model.device, int(rng.integers(2**63)))  # as `train_local` does
-        step, keep, squares = make_step(model, cfg), Keeper(mask_P.to(torch.float32)), _Squares(model)
+        step, keep, squares = make_step(model, cfg), Keeper(mask_P.to(torch.float32)), _Squares(model, self.space)
         num_epochs = -(-config.initial_iterations // -(-shard.num_samples // cfg.batch_size))
         batches = shard.batches(cfg.batch_size, num_epochs, rng)
-        loss_sum, num_samples, sizes, num_steps = 0.0, 0, [], 0
+        sizes = [int(torch.count_nonzero(mask_P))]
+        loss_sum, num_samples, num_steps = 0.0, 0, 0
         for x, y in islice(batches, config.initial_iterations):
             model.grads_P.zero_()
             loss = F.cross_entropy(model.module(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
             squares(model)
+            if cfg.clip_norm is not None:
+                model.grads_P.mul_(keep.factor_P)  # as `fit` does: the norm is that by the active weights
             step()
             keep(model)
             loss_sum += loss.item() * y.numel()
@@ -326,35 +262,23 @@ class PruneFLClient(SparseClient):
         self.ctx.stats.append(LocalStats(num_steps, num_samples, loss_sum / max(1, num_samples)))
         return mask_P
 
-    def _reconfigure(self, importance_P: Tensor, mask_P: Tensor) -> Tensor:
+    def _reconfigure(self, importance_N: Tensor, mask_P: Tensor) -> Tensor:
         """Return the mask after a reconfiguration, on the device; what has grown starts without momentum, too."""
-        model, train_config = self.ctx.model, self.ctx.train_config
+        model = self.ctx.model
         new_P = reconfigure(
             self.space,
             model.params_P.cpu(),
-            importance_P.cpu(),
+            importance_N.cpu(),
             mask_P.cpu(),
             times_L=self.config.times(self.space, self.ctx.weight_uses()),
             constant_s=self.config.constant_s,
             removable=self.config.removable,
         ).to(model.device)
-        grown_P = new_P & ~mask_P
-        if train_config.momentum or train_config.optimizer == "adam":
-            model.momentum_P.masked_fill_(grown_P, 0.0)
-        if train_config.optimizer == "adam":
-            model.second_moment_P.masked_fill_(grown_P, 0.0)
+        forget_at(model, self.ctx.train_config, new_P & ~mask_P)
         return new_P
 
 
-def is_steady(sizes: Sequence[int]) -> bool:
-    """Return whether a model's size, after each reconfiguration so far, has settled."""
-    last = sizes[-STEADY_TIMES - 1 :]
-    return len(last) > STEADY_TIMES and all(
-        abs(size - before) <= STEADY_CHANGE * before for before, size in pairwise(last)
-    )
-
-
-def check(config: AlgorithmConfig, layout: Layout, run: RunConfig) -> list[str]:
+def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> list[str]:
     """Return warnings about PruneFL's settings.
 
     Raises
@@ -363,7 +287,7 @@ def check(config: AlgorithmConfig, layout: Layout, run: RunConfig) -> list[str]:
         If the model has nothing to mask, or another number of layers than there are times.
     """
     assert isinstance(config, PruneFLConfig)
-    space = MaskSpace(layout)
+    space = MaskSpace(initial.layout)
     if config.layer_times is not None and len(config.layer_times) != len(space.weights):
         names = ", ".join(entry.name for entry in space.weights)
         raise ConfigError(

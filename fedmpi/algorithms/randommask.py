@@ -7,7 +7,7 @@ initial weights of each layer: it is random only as the initial weights are. It 
 from __future__ import annotations
 
 from fedmpi.algorithms.base import Algorithm
-from fedmpi.algorithms.feddst import compile_choice
+from fedmpi.algorithms.masking import compile_choice
 from fedmpi.algorithms.sparse_client import SparseClient
 from fedmpi.algorithms.sparse_messages import SparseConfig, check_budgets, mask_sizes, message_classes
 from fedmpi.algorithms.sparse_server import SparseServer

@@ -121,12 +121,15 @@ class SparseClient(ClientHalf):
         round_idx: int,
         client_id: int,
         shard: Shard,
-        after_step: Callable[[FlatModel], None],
+        keeper: Keeper,
+        *,
+        after_backward: Callable[[FlatModel], None] | None = None,
         after_epoch: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> None:
-        """Train under a mask, which `after_step` keeps, with FedProx's term where it has a weight.
+        """Train under a mask, which `keeper` keeps, with FedProx's term where it has a weight.
 
-        The term is over the active weights: the others are zero at the start and at every step.
+        The term is over the active weights: the others are zero at the start and at every step. Where gradients are
+        clipped, their norm is that by the active weights alone.
         """
         mu = self.mu
         start_P = self.ctx.model.params_P.clone() if mu else None
@@ -135,12 +138,21 @@ class SparseClient(ClientHalf):
             assert start_P is not None
             return (w_P - start_P).square().sum() * (mu / 2)
 
+        clips = self.ctx.train_config.clip_norm is not None
+
+        def complete(model: FlatModel) -> None:
+            if after_backward is not None:
+                after_backward(model)
+            if clips:
+                model.grads_P.mul_(keeper.factor_P)
+
         self.train_local(
             round_idx,
             client_id,
             shard,
             extra_loss=proximal if mu else None,
-            after_step=after_step,
+            after_backward=complete if clips or after_backward is not None else None,
+            after_step=keeper,
             after_epoch=after_epoch,
         )
 

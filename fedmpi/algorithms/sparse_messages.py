@@ -137,7 +137,7 @@ def counts_of(config: SparseConfig, space: MaskSpace, layout: Layout, density: f
     return layer_counts(space.weights, chosen, config.layer_distribution, num_biases=biases)
 
 
-def check_budgets(config: AlgorithmConfig, layout: Layout, run: RunConfig) -> list[str]:
+def check_budgets(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> list[str]:
     """Return a warning for each layer that keeps no weight.
 
     Raises
@@ -146,8 +146,13 @@ def check_budgets(config: AlgorithmConfig, layout: Layout, run: RunConfig) -> li
         If the model has nothing to mask, or the density cannot be shared out so.
     """
     assert isinstance(config, SparseConfig)
-    space = MaskSpace(layout)
-    empty = empty_layers(space.weights, counts_of(config, space, layout))
+    space = MaskSpace(initial.layout)
+    return empty_warnings(config, space, counts_of(config, space, initial.layout))
+
+
+def empty_warnings(config: DensityConfig, space: MaskSpace, counts: Counts) -> list[str]:
+    """Return a warning for each layer that keeps no weight."""
+    empty = empty_layers(space.weights, counts)
     return [f"algorithm.density={config.density:g} leaves no weight of {name}: only its bias remains" for name in empty]
 
 

@@ -18,6 +18,7 @@ from fedmpi.algorithms.base import (
     ServerContext,
     StateDict,
 )
+from fedmpi.algorithms.budgets import empty_layers
 from fedmpi.algorithms.masking import MaskSpace
 from fedmpi.algorithms.sparse_messages import (
     MASK,
@@ -112,6 +113,8 @@ class SparseServer(ExchangeServer):
         self._downs: dict[int, SparseModelDown] = {}
         self._seed_down: SparseSeedDown
         self._round_alpha = 0.0
+        self._is_initial = True  # the model is still the one that the seed stands for
+        self._warned_of: set[str] = set()
         self.mask = KnownMask.of(self.first_mask(), 0)
         ctx.known.hold(MASK, self.mask)
         self._apply_mask()
@@ -140,14 +143,14 @@ class SparseServer(ExchangeServer):
             init_seed=initial.init_seed,
             state_hash=initial.state_hash,
             mask_checksum=first.checksum,
-            has_model=int(round_idx > 0),
+            has_model=int(not self._is_initial),
         )
 
     def converse(self, round_idx: int, client_id: int) -> Conversation:
-        is_new = client_id not in self._held
-        if is_new and self.ctx.send_seed:
+        is_seeded = self.ctx.send_seed and client_id not in self._held
+        if is_seeded:
             yield self._seed_down
-        if round_idx > 0 or not self.ctx.send_seed:
+        if not (is_seeded and self._is_initial):
             yield self.downlink(round_idx, client_id)
         return self.up_types
 
@@ -192,6 +195,7 @@ class SparseServer(ExchangeServer):
         before = self.mask
         if self.mean.total:
             self.mean.mean_into(self.model)
+            self._is_initial = False
             self.change_mask(self.next_mask(round_idx))
         return self.scalars(before)
 
@@ -207,16 +211,29 @@ class SparseServer(ExchangeServer):
         """Make a mask the newest version, whatever it keeps; `change_mask` does the rest."""
         self.mask = KnownMask.of(mask_P, self.mask.version + 1)
         self.ctx.known.hold(MASK, self.mask)
+        self._is_initial = False
+        for name in empty_layers(self.space.weights, self.space.kept(mask_P)):
+            if name not in self._warned_of:
+                self._warned_of.add(name)
+                self.ctx.warn(
+                    f"version {self.mask.version} of the mask keeps no weight of {name}: only its bias remains"
+                )
 
     def _apply_mask(self) -> None:
         self.model.state_S[: self.space.num_params].masked_fill_(~torch.from_numpy(self.mask.array), 0.0)
 
     def scalars(self, before: KnownMask) -> dict[str, float]:
-        """Return what the ledger keeps of a round: density, mask, operations a sample."""
+        """Return what the ledger keeps of a round.
+
+        Density and mask are those that the round came to; operations a sample those of `before`, the mask that its
+        clients began with.
+        """
         kept = self.space.kept(torch.from_numpy(self.mask.array))
         uses = self.ctx.weight_uses()
         counted = count_operations(
-            self.space.sizes.tolist(), [uses[entry.name] for entry in self.space.weights], kept.tolist()
+            self.space.sizes.tolist(),
+            [uses[entry.name] for entry in self.space.weights],
+            self.space.kept(torch.from_numpy(before.array)).tolist(),
         )
         return {
             "density": self.mask.count / self.space.num_params,
@@ -241,6 +258,7 @@ class SparseServer(ExchangeServer):
             "state": self.model.state_S,
             "int_buffers": self.model.ints_I,
             "version": self.mask.version,
+            "is_initial": int(self._is_initial),
             "held": torch.tensor(sorted(self._held.items()), dtype=torch.int64).reshape(-1, 2),
             **masks,
         }
@@ -253,6 +271,7 @@ class SparseServer(ExchangeServer):
         held = state["held"]
         assert isinstance(held, Tensor)
         self._held = dict(held.tolist())
+        self._is_initial = bool(state["is_initial"])
         known = self.ctx.known
         versions = [int(name.removeprefix("mask.")) for name in state if name.startswith("mask.")]
         known.retain(MASK, versions)

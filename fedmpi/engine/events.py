@@ -15,6 +15,9 @@ class Listener(Protocol):
     def round_done(self, values: Mapping[str, float]) -> None:
         """A round is complete, its evaluation too; `values` is its row in the ledger."""
 
+    def warned(self, words: str) -> None:
+        """The algorithm has something to say to the user."""
+
 
 class Listeners:
     """Passes every event on to each listener."""
@@ -31,3 +34,8 @@ class Listeners:
         """Pass on; see `Listener`."""
         for listener in self._listeners:
             listener.round_done(values)
+
+    def warned(self, words: str) -> None:
+        """Pass on; see `Listener`."""
+        for listener in self._listeners:
+            listener.warned(words)

@@ -147,10 +147,10 @@ class Player:
             setup.config.train,
             setup.build_initial,
             self._progress,
-            setup.num_rounds,
             dry_run=setup.dry_run,
-            weight_uses=functools.cache(setup.weight_uses),
             known=self.schema.known,
+            num_rounds=setup.num_rounds,
+            weight_uses=functools.cache(setup.weight_uses),
         )
         self._context = context
         self._client = setup.algorithm.client(setup.algorithm_config, context)

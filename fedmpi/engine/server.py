@@ -57,7 +57,7 @@ class Server:
         self._listeners = listeners
         config = setup.config
         self._workers = list(range(1, rank.comm.size)) or [0]
-        self._algorithm = make_server_half(setup)
+        self._algorithm = make_server_half(setup, listeners.warned)
         self._host = make_host(rank, setup, self._algorithm, self._on_reply)
         self._dispatcher = Dispatcher(
             self._workers, config.server.hold_nbytes, _DENSE_ITEM_NBYTES * setup.initial.layout.num_state

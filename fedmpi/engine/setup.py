@@ -13,7 +13,7 @@ from fedmpi.engine.participation import Participation
 from fedmpi.errors import ConfigError
 from fedmpi.models import registry as models
 from fedmpi.models.initial import InitialModel, initial_model
-from fedmpi.models.operations import weight_uses
+from fedmpi.models.operations import Uses, weight_uses
 from fedmpi.models.registry import ModelConfig
 from fedmpi.rng import ANY, stream_seed
 from fedmpi.wire.message import Schema
@@ -43,8 +43,8 @@ class Setup:
             return self.initial
         return initial_model(self.model_config, self.dataset.shape, self.dataset.num_classes, init_seed)
 
-    def weight_uses(self) -> dict[str, int]:
-        """Return how often a forward pass of one sample uses each number of a layer's weights."""
+    def weight_uses(self) -> dict[str, Uses]:
+        """Return how one sample's forward and backward pass use each layer's weights."""
         shape = self.dataset.shape
         module = models.build_model(self.model_config, shape, self.dataset.num_classes, self.initial.init_seed)
         return weight_uses(module, shape)
@@ -98,7 +98,7 @@ def prepare(config: RunConfig) -> Setup:
             "server.initial_model must be auto or full with model.weights, whose numbers no seed stands for, got 'seed'"
         )
     schema = replace(algorithm.schema(algorithm_config, initial.layout), wire=config.wire)
-    warnings = algorithm.check(algorithm_config, initial.layout, config) if algorithm.check is not None else []
+    warnings = algorithm.check(algorithm_config, initial, config) if algorithm.check is not None else []
     return Setup(
         config,
         algorithm,

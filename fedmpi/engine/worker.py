@@ -20,17 +20,18 @@ from fedmpi.engine.totals import send_bye
 from fedmpi.wire import frame as framing
 
 
-def make_server_half(setup: Setup) -> ServerHalf:
-    """Build the algorithm's server half as the configuration has it."""
+def make_server_half(setup: Setup, warn: Callable[[str], None] = lambda words: None) -> ServerHalf:
+    """Build the algorithm's server half as the configuration has it; `warn` shows its warnings."""
     send_seed = setup.config.server.initial_model != "full" and not setup.initial.from_file
     context = ServerContext(
         setup.config.seed,
         setup.initial.layout,
         setup.initial,
         send_seed,
+        setup.schema.known,
         setup.num_rounds,
         functools.cache(setup.weight_uses),
-        setup.schema.known,
+        warn,
     )
     return setup.algorithm.server(setup.algorithm_config, context)
 

@@ -29,10 +29,26 @@ class Operations(NamedTuple):
     dense_backward: int
 
 
-def weight_uses(module: nn.Module, shape: InputShape) -> dict[str, int]:
-    """Return how many times each number of a weight is multiplied for one sample.
+class Uses(NamedTuple):
+    """How a layer's weight is used for one sample.
 
-    That is the number of output positions of a convolution, of which those at the border multiply padding, and the
+    Parameters
+    ----------
+    times : int
+        How many times each of its numbers is multiplied.
+    passes_back : bool
+        Whether the gradient by its inputs is needed: not where these are the sample itself, or follow from numbers
+        that are not trained.
+    """
+
+    times: int
+    passes_back: bool
+
+
+def weight_uses(module: nn.Module, shape: InputShape) -> dict[str, Uses]:
+    """Return how many times each number of a weight is multiplied for one sample, and if its gradient goes further.
+
+    `times` is the number of output positions of a convolution, of which those at the border multiply padding, and the
     number of vectors that a fully connected layer is given. What a layer is called for twice counts twice.
 
     The module is run on a sample of zeros, where it lies, as it is evaluated; it is left as it was.
@@ -44,7 +60,7 @@ def weight_uses(module: nn.Module, shape: InputShape) -> dict[str, int]:
 
     Returns
     -------
-    dict of str to int
+    dict of str to Uses
         By the parameter's name, in the module's order, for the weights of ``nn.Linear`` and ``nn.Conv1d`` to
         ``nn.Conv3d``; a weight that layers share stands under its first name. 0 for a layer that is not called, also if
         its weight is used in some other way, as the projections of ``nn.MultiheadAttention`` are. Recurrent layers,
@@ -52,22 +68,23 @@ def weight_uses(module: nn.Module, shape: InputShape) -> dict[str, int]:
     """
     names = {id(param): name for name, param in module.named_parameters()}
     layers = [layer for layer in module.modules() if isinstance(layer, _COUNTED) and id(layer.weight) in names]
-    uses_of = {id(layer.weight): 0 for layer in layers}
+    uses_of = {id(layer.weight): Uses(0, False) for layer in layers}
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        uses_of[id(weight)] += output.numel() // weight.shape[0]
+        times, passes_back = uses_of[id(weight)]
+        uses_of[id(weight)] = Uses(times + output.numel() // weight.shape[0], passes_back or inputs[0].requires_grad)
 
     _evaluate_zeros(module, shape, layers, count)
     return {name: uses_of[key] for key, name in names.items() if key in uses_of}
 
 
-def count_operations(numels: Sequence[int], uses: Sequence[int], kept: Sequence[int], *, first: int = 0) -> Operations:
+def count_operations(numels: Sequence[int], uses: Sequence[Uses], kept: Sequence[int]) -> Operations:
     """Return the operations of one sample's forward and backward pass in layers with weights.
 
     Forward, layer l takes ``2 uses_l kept_l``; backward as many for the gradient by its weights and again as many for
-    that by its inputs, which the first layer does not need. Biases, normalizations, activations, pooling, the loss and
+    that by its inputs where this is needed. Biases, normalizations, activations, pooling, the loss and
     the optimizer's step are left out. A step that needs the gradient by weights that are not kept, as growth does,
     takes more.
 
@@ -75,12 +92,10 @@ def count_operations(numels: Sequence[int], uses: Sequence[int], kept: Sequence[
     ----------
     numels : sequence of L ints
         Numbers of each weight.
-    uses : sequence of L ints
-        How many times each of its numbers is multiplied; see `weight_uses`.
+    uses : sequence of L Uses
+        See `weight_uses`.
     kept : sequence of L ints
         How many of its numbers are kept.
-    first : int
-        Index of the layer whose inputs are the sample; -1 if there is none, as after an embedding.
 
     Raises
     ------
@@ -94,9 +109,9 @@ def count_operations(numels: Sequence[int], uses: Sequence[int], kept: Sequence[
             raise ValueError(f"layer {layer} must keep from 0 to {numel} numbers, got {count}")
 
     def passes(counts: Sequence[int]) -> tuple[int, int]:
-        each = [2 * int(use) * int(count) for use, count in zip(uses, counts, strict=True)]
-        forward = sum(each)
-        return forward, 2 * forward - (each[first] if 0 <= first < len(each) else 0)
+        each = [2 * use.times * int(count) for use, count in zip(uses, counts, strict=True)]
+        further = sum(ops for ops, use in zip(each, uses, strict=True) if use.passes_back)
+        return sum(each), sum(each) + further
 
     return Operations(*passes(kept), *passes(numels))
 
@@ -120,7 +135,7 @@ def _evaluate_zeros(
             part.training = False
         # A forward pass may write to buffers even when it evaluates: to copies here.
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
             functional_call(module, buffers, (sample,))
     finally:
         for handle in handles:

@@ -52,6 +52,10 @@ class Progress:
         parts.append(f"{values['wall_s']:.3f} s")
         self._console.print("  ".join(parts))
 
+    def warned(self, words: str) -> None:
+        """Print a warning."""
+        self._console.print(f"warning: {words}")
+
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:

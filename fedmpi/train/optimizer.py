@@ -32,6 +32,21 @@ def make_step(model: FlatModel, cfg: TrainConfig) -> Callable[[], None]:
     return lambda: sgd_step(params_P, grads_P, momentum_P, cfg)
 
 
+def forget_at(model: FlatModel, cfg: TrainConfig, where_P: Tensor) -> None:
+    """Zero what the optimizer remembers of some parameters, as if they had just begun.
+
+    Parameters
+    ----------
+    model : FlatModel
+    cfg : TrainConfig
+    where_P : Tensor, shape (num_params,), bool
+    """
+    if cfg.momentum or cfg.optimizer == "adam":
+        model.momentum_P.masked_fill_(where_P, 0.0)
+    if cfg.optimizer == "adam":
+        model.second_moment_P.masked_fill_(where_P, 0.0)
+
+
 def sgd_step(params_P: Tensor, grads_P: Tensor, momentum_P: Tensor | None, cfg: TrainConfig) -> None:
     """Take one step in place: clip, weight decay, momentum, update, in the order and with the formulas of torch's SGD.
 

@@ -213,7 +213,65 @@ def test_nothing_to_show(script, write, capsys, tmp_path):
     assert "choose another with --csv" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("caps", ["0", "-1", "1/0", "0MB", "half", "5mb", "1/2/3", "nan", "inf", "", ","])
+def test_mean_of_the_last_tests(script, write, capsys, tmp_path):
+    words = [write(), write("{name: feddst}", kept=0.25, accuracies=(0.5, 0.1, 0.3, 0.2)), "--count", "wire"]
+    ((_, dense, sparse),) = tables(script, capsys, *words, "--caps", "1/8,1/4,3/4,1", "--mean-of", "2")
+    # Of one test where there is but one; what comes after the cap does not count.
+    assert dense == ["fedavg", "1", "-", "10.00", "25.00", "30.00"]
+    assert sparse == ["feddst", "1", "50.00", "20.00", "25.00", "25.00"]
+    ((_, dense, sparse),) = tables(script, capsys, *words, "--caps", "1/4,1", "--mean-of", "1")
+    assert (dense[2:], sparse[2:]) == (["10.00", "40.00"], ["30.00", "20.00"])
+    out = tmp_path / "table.csv"
+    ((_, dense, _),) = tables(script, capsys, *words, "--caps", "1/8,1", "--mean-of", "999", "--csv", out)
+    assert dense[2:] == ["-", "25.00"]
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["mean_of"] for row in rows] == ["999"] * 4
+    assert float(rows[1]["accuracy_mean"]) == pytest.approx(0.25)
+
+
+def test_numbers_of_tests(script, write, capsys, tmp_path):
+    seeds = [write(), write(seed=2, kept=1.5), write(seed=3, kept=2.5)]
+    out = tmp_path / "table.csv"
+    words = [*seeds, write("{name: feddst}", kept=0.25), "--caps", "1/4,1/2,1", "--tests", "--csv", out]
+    wire, paper = tables(script, capsys, *words)
+    assert wire[1][2:] == [
+        "10.00 [10.00, 10.00] (1; 1 of 3 runs)",
+        "20.00 [10.00, 30.00] (1 to 2; 2 of 3 runs)",
+        "26.67 [10.00, 40.00] (1 to 4)",
+    ]
+    assert wire[2][2:] == ["30.00 (3)", "40.00 (4)", "40.00 (4)"]
+    assert paper[2][2:] == ["10.00 (1)", "30.00 (2)", "40.00 (4)"]
+    with out.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["count"] == "wire"]
+    numbers = [(row["num_tests_min"], row["num_tests_max"], row["num_runs_under_cap"]) for row in rows]
+    assert numbers == [("1", "1", "1"), ("1", "2", "2"), ("1", "4", "3"), ("3", "3", "1"), *[("4", "4", "1")] * 2]
+    assert {row["mean_of"] for row in rows} == {""}
+    # Where no test is under the cap, with or without a table of its own.
+    ((_, row),) = tables(script, capsys, seeds[0], "--caps", "1B", "--count", "wire", "--tests", "--csv", out)
+    assert row[2] == "-"
+    with out.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["accuracy_mean"], row["num_tests_min"], row["num_tests_max"]) == ("", "0", "0")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "1e3", "few", "9" * 10, "9" * 5000])
+@pytest.mark.parametrize("option", ["--mean-of", "--of-dense-rounds"])
+def test_whole_numbers_that_are_none(script, capsys, option, text):
+    with pytest.raises(SystemExit) as end:
+        script.main(["run", f"{option}={text}"])
+    assert end.value.code == 2
+    assert "must be a whole number from 1, of at most 9 digits" in capsys.readouterr().err
+
+
+HUGE_CAPS = ["1e100", "1e400", "1e99999999", "9" * 21, "9" * 500 + "MB", "1/" + "9" * 5000]
+
+
+@pytest.mark.parametrize(
+    "caps",
+    ["0", "-1", "1/0", "0MB", "half", "5mb", "1/2/3", "nan", "inf", "", ",", *HUGE_CAPS],
+    ids=lambda caps: caps[:12],
+)
 def test_caps_that_are_none(script, capsys, caps):
     with pytest.raises(SystemExit) as end:
         script.main(["run", f"--caps={caps}"])
@@ -224,6 +282,12 @@ def test_caps_that_are_none(script, capsys, caps):
 def test_units_of_caps(script):
     caps = script.parse_caps("500MB, 2GiB,1.5 kB,2e3B,1/8,.5")
     assert [cap.nbytes(80) for cap in caps] == [500e6, 2 * 1024**3, 1500, 2000, 10, 40]
+
+
+def test_the_largest_caps(script, write, capsys, tmp_path):
+    words = ["--caps", f"1e99,{'9' * 17}e99TiB", "--of-dense-rounds", "9" * 9, "--count", "wire"]
+    ((_, row),) = tables(script, capsys, write(), *words, "--csv", tmp_path / "table.csv", "-o", tmp_path / "o.png")
+    assert row[2:] == ["40.00", "40.00"]
 
 
 def test_aligned_table(script, write, capsys):
@@ -239,6 +303,15 @@ def test_aligned_table(script, write, capsys):
         "-------------  ----  ----  ------------",
         "fedavg            1     -         40.00",
         "a_longer_name     1     -         40.00",
+    ]
+    assert script.main([str(write()), "--caps", "1,20kB", "--count", "paper", "--mean-of", "3", "--tests"]) == 0
+    assert capsys.readouterr().out.splitlines()[3:] == [
+        "test accuracy, mean of the last 3 tests (%) before the upload, as the paper counts, passes; "
+        "in parentheses the tests until then",
+        "",
+        "        runs  1 (65.02 kB)       20kB",
+        "------  ----  ------------  ---------",
+        "fedavg     1     30.00 (4)  10.00 (1)",
     ]
 
 
@@ -277,6 +350,16 @@ def test_plot(script, write, monkeypatch, tmp_path):
     label = axes.yaxis.label.get_window_extent()
     assert axes.get_ylabel() == "best mean client accuracy so far (%)"
     assert 0 < label.y0 < label.y1 < figures[1]._suptitle.get_window_extent().y0
+    assert script.main([*words, "--count", "wire", "--metric", "client", "--mean-of", "3"]) == 0
+    (axes,) = figures[2].axes
+    figures[2].draw_without_rendering()
+    label = axes.yaxis.label.get_window_extent()
+    assert axes.get_ylabel() == "mean client accuracy,\nmean of the last 3 tests so far (%)"
+    assert 0 < label.y0 < label.y1 < figures[2]._suptitle.get_window_extent().y0
+    # Seeds of .1, .3, .2, .4 and .3, .3, .4, .6, and .05 for the clients'.
+    np.testing.assert_allclose(
+        axes.get_lines()[0].get_ydata(), [25, 30, 5 + (20 + 100 / 3) / 2, 5 + (30 + 130 / 3) / 2]
+    )
 
 
 def test_as_a_user_starts_it(write, tmp_path):

@@ -130,9 +130,9 @@ def test_failures_do_not_end_the_set(script: Script, started: list[tuple[str, in
         write_config(tmp_path, name=f"{name}.yaml")
     write_config(tmp_path, name="unknown.yaml", algorithm={"name": "fedavvg"})
     files = [tmp_path / f"{name}.yaml" for name in ("a", "unknown", "b")]
-    status, lines = script(*files, a_seed3=3)
+    status, lines = script(*files, a_seed3=5)
     assert status == 1
-    assert lines[0].startswith("a seed3: failed with status 3 in ")
+    assert lines[0].startswith("a seed3: failed with status 5 in ")
     assert lines[1].startswith("unknown seed3: refused: algorithm.name must be one of ")
     assert lines[2].startswith("b seed3: done in ")
     assert started == [("a/seed3", 1), ("b/seed3", 1)]
@@ -141,6 +141,38 @@ def test_failures_do_not_end_the_set(script: Script, started: list[tuple[str, in
     status, lines = script(tmp_path / "a.yaml", tmp_path / "b.yaml")
     assert (status, started) == (0, [("a/seed3", 1)])
     assert lines[1] == f"b seed3: skipped, done in {tmp_path / 'out' / 'b' / 'seed3'}"
+
+
+def test_runs_without_data_are_no_failures(script: Script, started: list[tuple[str, int]], tmp_path: Path) -> None:
+    files = [write_config(tmp_path, name=f"{name}.yaml") for name in "abc"]
+    status, lines = script(*files, a_seed3=3, c_seed3=3)
+    assert status == 0
+    assert [line.partition(" in ")[0] for line in lines[:3]] == [
+        "a seed3: left out, no data",
+        "b seed3: done",
+        "c seed3: left out, no data",
+    ]
+    assert lines[3].startswith("2 of 3 runs left out, no data")
+    # They are asked for again; another's failure still counts, and where nothing is left out nothing is said of it.
+    status, lines = script(*files, a_seed3=3, c_seed3=1)
+    assert (status, len(lines)) == (1, 4)
+    assert lines[3].startswith("1 of 3 runs left out, no data")
+    status, lines = script(*files)
+    assert (status, len(lines)) == (0, 3)
+    assert [folder for folder, _ in started] == [f"{name}/seed3" for name in "abcacac"]
+
+
+@pytest.mark.usefixtures("launches")
+def test_a_real_run_without_data(module: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Status 3 comes through from the ranks, and their words say where it was looked for."""
+    (tmp_path / "empty").mkdir()
+    config = write_config(tmp_path, data={"name": "femnist", "root": str(tmp_path / "empty")})
+    assert module.main([str(config), "-o", str(tmp_path / "out")]) == 0
+    said, errors = capfd.readouterr()
+    assert said.splitlines()[0] == "small seed3: left out, no data"
+    assert said.splitlines()[1].startswith("1 of 1 runs left out, no data")
+    assert str(tmp_path / "empty") in errors
+    assert not (tmp_path / "out" / "small" / "seed3" / "ledger.h5").exists()
 
 
 @pytest.mark.parametrize("status", ["stopped", "failed: why", "running"])
@@ -250,8 +282,10 @@ def test_an_interruption_ends_the_run_and_the_set(
 @pytest.mark.parametrize("path", STUDY, ids=lambda path: path.stem)
 def test_an_experiment_of_the_study_is_valid(path: Path) -> None:
     config = resolve(load_config(path))
-    assert (config.rounds, config.seed, config.evaluate.every) == (400, 1, 10)
+    assert (config.rounds, config.seed, config.evaluate.every) == (400, 1, 5)
     assert config.participation.clients_per_round == 20
+    # float32 as it is, in dense vectors and under masks alike.
+    assert (config.wire.dense, config.wire.values) == ("raw", "raw")
 
 
 def test_experiments_on_the_same_data_differ_in_the_algorithm_alone() -> None:

@@ -18,9 +18,11 @@ from fedmpi.algorithms.sparse_messages import SparseModelDown, SparseModelUp
 from fedmpi.algorithms.sparse_server import SparseServer
 from fedmpi.config import TrainConfig, WireConfig
 from fedmpi.data.datasets import Dataset
+from fedmpi.data.shapes import ImageShape
 from fedmpi.data.shard import DeviceImages, Shard
 from fedmpi.flat import FlatModel, Layout
 from fedmpi.models.initial import InitialModel
+from fedmpi.models.operations import weight_uses
 from fedmpi.wire.buffers import BufferPool
 from fedmpi.wire.frame import Frame, decode, encode
 from fedmpi.wire.known import Known
@@ -97,11 +99,12 @@ class World:
         self.config = self.algorithm.config(name=name, **settings)
         self.rounds, self.send_seed, self.wire = rounds, send_seed, WireConfig(**(wire or {}))
         self.first = initial()
+        self.warnings: list[str] = []
         self.server, self.server_schema = self.new_server()
         known = Known()
         self.client_schema = self.schema(known)
         self.model = FlatModel(module(99))
-        ctx = ClientContext(7, self.model, train, initial, lambda: None, rounds, known=known)
+        ctx = ClientContext(7, self.model, train, initial, lambda: None, known=known, num_rounds=rounds)
         client = self.algorithm.client(self.config, ctx)
         assert isinstance(client, SparseClient)
         self.client = client
@@ -114,8 +117,17 @@ class World:
 
     def new_server(self) -> tuple[SparseServer, Any]:
         known = Known()
-        uses = dict.fromkeys(self.first.layout.maskable, 1)
-        ctx = ServerContext(7, self.first.layout, self.first, self.send_seed, self.rounds, lambda: uses, known)
+        shape = ImageShape(4, 4, 1)
+        ctx = ServerContext(
+            7,
+            self.first.layout,
+            self.first,
+            self.send_seed,
+            known,
+            self.rounds,
+            lambda: weight_uses(module(), shape),
+            self.warnings.append,
+        )
         server = self.algorithm.server(self.config, ctx)
         assert isinstance(server, SparseServer)
         return server, self.schema(known)

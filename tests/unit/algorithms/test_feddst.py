@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from masked import PARTS, World, layout, mask_of, vector_of
+from masked import PARTS, World, initial, layout, mask_of, vector_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -351,23 +351,36 @@ def test_what_does_not_fit_the_run_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"readjust_epoch must be below train.local_epochs=2, as epochs count from 0, "
     ):
-        check(config(readjust_epoch=10), layout(), run_config(local_epochs=2))
+        check(config(readjust_epoch=10), initial(), run_config(local_epochs=2))
     with pytest.raises(ConfigError, match=r"erk_released.*take erk"):
-        check(config(layer_distribution="erk_released", density=0.01), layout(), run_config())
+        check(config(layer_distribution="erk_released", density=0.01), initial(), run_config())
     with pytest.raises(ConfigError, match="must keep at least one of the 406 weights"):
-        check(config(density=0.001), layout(), run_config())
+        check(config(density=0.001), initial(), run_config())
     with pytest.raises(ConfigError, match="must keep at least one of the 406 weights"):
-        check(config(final_density=0.001), layout(), run_config())
+        check(config(final_density=0.001), initial(), run_config())
 
 
 def test_what_is_warned_of() -> None:
-    assert check(config(), layout(), run_config(local_epochs=2)) == []
-    (last,) = check(config(readjust_epoch=1), layout(), run_config(local_epochs=2))
+    assert check(config(), initial(), run_config(local_epochs=2)) == []
+    (last,) = check(config(readjust_epoch=1), initial(), run_config(local_epochs=2))
     assert "what grows is sent before it was trained" in last
-    assert check(config(readjust_epoch="last"), layout(), run_config(local_epochs=2)) == [last]
-    assert check(config(), layout(), run_config(local_epochs=1)) == [last]
-    assert check(config(alpha=0), layout(), run_config(local_epochs=1)) == []
+    assert check(config(readjust_epoch="last"), initial(), run_config(local_epochs=2)) == [last]
+    assert check(config(), initial(), run_config(local_epochs=1)) == [last]
+    assert check(config(alpha=0), initial(), run_config(local_epochs=1)) == []
     empty = check(
-        config(layer_distribution="uniform", density=0.5, final_density=0.02), layout(), run_config(local_epochs=2)
+        config(layer_distribution="uniform", density=0.5, final_density=0.02), initial(), run_config(local_epochs=2)
     )
     assert empty == ["algorithm.density=0.02 leaves no weight of 0.weight: only its bias remains"]
+
+
+def test_settings_under_which_nothing_moves_are_warned_of() -> None:
+    run = run_config(local_epochs=2)
+    short = run.model_copy(update={"rounds": 3})
+    (still,) = check(config(alpha=0.3, final_density=0.5), initial(), short)
+    assert still.startswith("algorithm.end_round=1 of rounds=3: no weight ever moves")
+    assert check(config(alpha=0.0), initial(), short) == []
+    beyond = config(end_round=1000, interval=10, final_density=0.5)
+    assert check(beyond, initial(), run) == [
+        f"algorithm.end_round=1000 is beyond rounds={run.rounds}: final_density=0.5 is not reached"
+    ]
+    assert check(beyond.model_copy(update={"end_round": run.rounds}), initial(), run) == []

@@ -25,6 +25,7 @@ from fedmpi.configfile import validate
 from fedmpi.data.shapes import ImageShape
 from fedmpi.errors import ConfigError, ProtocolError
 from fedmpi.flat import FlatModel
+from fedmpi.models.initial import InitialModel
 from fedmpi.models.vision import ConvNet
 from fedmpi.wire.values import Dense
 
@@ -236,9 +237,25 @@ def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
 
 def test_what_cannot_be_done_as_asked_is_warned_of() -> None:
     run = RunConfig(rounds=1, participation={"clients_per_round": 3})  # type: ignore[arg-type]
-    space_of = FlatModel(small()).layout
-    assert check(GraSPConfig(name="grasp"), space_of, RunConfig(rounds=60)) == []
-    warnings = check(GraSPConfig(name="grasp", score_clients=5), space_of, run)
+    assert check(GraSPConfig(name="grasp"), initial_of(small()), RunConfig(rounds=60)) == []
+    warnings = check(GraSPConfig(name="grasp", score_clients=5), initial_of(small()), run)
     assert len(warnings) == 2 and "score_clients=5" in warnings[0] and "rounds=1" in warnings[1]
     with pytest.raises(ConfigError, match="to mask"):
-        check(GraSPConfig(name="grasp"), FlatModel(nn.Embedding(3, 3)).layout, run)
+        check(GraSPConfig(name="grasp"), initial_of(nn.Embedding(3, 3)), run)
+
+
+def initial_of(module: nn.Module) -> InitialModel:
+    flat = FlatModel(module)
+    return InitialModel(0, flat.layout, flat.state_S, flat.ints_I, 0)
+
+
+def test_layers_that_the_scores_leave_empty_are_warned_of_once() -> None:
+    world = StagedWorld("grasp", density=0.01)
+    world.play(0, [0])
+    kept = world.space.kept(world.mask_P)
+    empty = [entry.name for entry, count in zip(world.space.weights, kept, strict=True) if not count]
+    assert empty and world.scalars["num_empty_layers"] == len(empty)
+    said = "version 1 of the mask keeps no weight of {}: only its bias remains"
+    assert world.warnings == [said.format(name) for name in empty]
+    world.play(1, [1, 2])
+    assert len(world.warnings) == len(empty)

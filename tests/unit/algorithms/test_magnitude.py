@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from masked import World, initial, layout
+from masked import World, initial
 
 from fedmpi.algorithms.magnitude import ALGORITHM, check
 from fedmpi.algorithms.masking import MaskSpace
@@ -14,7 +14,8 @@ from fedmpi.config import NamedSection, RunConfig
 from fedmpi.configfile import validate
 from fedmpi.data.shapes import ImageShape
 from fedmpi.errors import ConfigError
-from fedmpi.flat import FlatModel, Layout, layout_of
+from fedmpi.flat import FlatModel
+from fedmpi.models.initial import InitialModel
 from fedmpi.models.registry import build_model, resolve
 
 
@@ -45,17 +46,14 @@ def test_a_density_of_1_is_dense_and_a_tiny_one_keeps_one_weight() -> None:
     assert int(World("magnitude", density=1e-6).space.kept(World("magnitude", density=1e-6).mask_P).sum()) == 1
 
 
-def cifar10net() -> Layout:
-    return layout_of(build_model(resolve(NamedSection(name="cifar10net")), ImageShape(32, 32, 3), 10, 1))
-
-
 @pytest.mark.parametrize("density", [0.2, 0.01, 0.002])
 def test_layers_are_warned_of_that_the_mask_leaves_empty(density: float) -> None:
     flat = FlatModel(build_model(resolve(NamedSection(name="cifar10net")), ImageShape(32, 32, 3), 10, 1))
     space = MaskSpace(flat.layout)
     kept = space.kept(space.largest_of_model(flat.params_P, round(density * space.num_weights)))
     empty = [entry.name for entry, count in zip(space.weights, kept, strict=True) if not count]
-    warnings = check(config(density=density), cifar10net(), RunConfig(rounds=60))
+    first = InitialModel(1, flat.layout, flat.state_S, flat.ints_I, 0)
+    warnings = check(config(density=density), first, RunConfig(rounds=60))
     assert len(warnings) == len(empty)
     assert all(name in warning for name, warning in zip(empty, warnings, strict=True))
     assert bool(empty) == (density < 0.2)
@@ -79,7 +77,3 @@ def test_bad_settings_are_refused(settings: dict[str, float], words: str) -> Non
 def test_there_is_no_setting_for_layers() -> None:
     with pytest.raises(ConfigError, match="layer_distribution"):
         validate(ALGORITHM.config, {"name": "magnitude", "layer_distribution": "erk"}, "algorithm")
-
-
-def test_a_layer_that_reaches_as_far_as_the_largest_is_not_warned_of() -> None:
-    assert not any("0.weight" in warning for warning in check(config(density=0.001), layout(), RunConfig(rounds=60)))

@@ -1,10 +1,9 @@
-"""PruneFL: the greedy rule against an exhaustive search, the first client's stage, and rounds with importances."""
+"""PruneFL: the first client's stage, rounds with importances, and settings."""
 
 from __future__ import annotations
 
 import copy
 import itertools
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,127 +15,21 @@ from staged import StagedWorld
 from torch import Tensor, nn
 
 from fedmpi.algorithms.masking import MaskSpace
-from fedmpi.algorithms.prunefl import ALGORITHM, ImportanceUp, PruneFLConfig, check, is_steady, reconfigure
+from fedmpi.algorithms.prunefl import ALGORITHM, ImportanceUp, PruneFLConfig, check
+from fedmpi.algorithms.pruning_rule import reconfigure
 from fedmpi.algorithms.sparse_messages import MASK, SparseModelUp
-from fedmpi.config import RunConfig
+from fedmpi.config import RunConfig, TrainConfig
 from fedmpi.configfile import validate
 from fedmpi.data.shard import Shard
-from fedmpi.errors import ConfigError, NonFiniteError
+from fedmpi.errors import ConfigError
 from fedmpi.flat import FlatModel
+from fedmpi.models.operations import Uses
 from fedmpi.rng import stream
 from fedmpi.train.local import train_local
 
-SMALL = FlatModel(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))).layout
-SPACE = MaskSpace(SMALL)
-TIMES = np.array([0.3, 1.7])
 FAST = {"initial_iterations": 12, "initial_interval": 3, "constant_s": 20.0, "layer_times": [1.0, 0.5, 0.7]}
-
-
-def times_P(times_L: np.ndarray = TIMES, space: MaskSpace = SPACE) -> np.ndarray:
-    out = np.zeros(space.num_params)
-    for (start, stop), seconds in zip(space.spans, times_L, strict=True):
-        out[start:stop] = seconds
-    return out
-
-
-def quotient(mask_P: Tensor, importance_P: Tensor, constant_s: float) -> float:
-    kept = mask_P.numpy()
-    return float(importance_P.double().numpy()[kept].sum() / (constant_s + times_P()[kept].sum()))
-
-
-def must_stay(params_P: Tensor, mask_P: Tensor, removable: float) -> Tensor:
-    """The larger weights of each layer, written as a plain loop."""
-    stay_P = ~SPACE.is_weight(torch.device("cpu"))
-    for start, stop in SPACE.spans:
-        active = [i for i in range(start, stop) if mask_P[i]]
-        by_size = sorted(active, key=lambda i: (-abs(float(params_P[i])), i))
-        for i in by_size[: len(active) - math.floor(removable * len(active))]:
-            stay_P[i] = True
-    return stay_P
-
-
-def case(seed: int, density: float = 0.6) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    mask_P = (torch.rand(SPACE.num_params, generator=generator) < density) | ~SPACE.is_weight(torch.device("cpu"))
-    params_P = torch.randn(SPACE.num_params, generator=generator) * mask_P
-    importance_P = torch.randn(SPACE.num_params, generator=generator).square() ** 2
-    return params_P, importance_P, mask_P
-
-
-def run(params_P: Tensor, importance_P: Tensor, mask_P: Tensor, constant_s: float, removable: float = 0.3) -> Tensor:
-    return reconfigure(SPACE, params_P, importance_P, mask_P, times_L=TIMES, constant_s=constant_s, removable=removable)
-
-
-@pytest.mark.parametrize("constant_s", [0.01, 1.0, 5.0, 100.0])
-@pytest.mark.parametrize("seed", range(6))
-def test_no_other_mask_with_what_must_stay_does_better(seed: int, constant_s: float) -> None:
-    params_P, importance_P, mask_P = case(seed)
-    got_P = run(params_P, importance_P, mask_P, constant_s)
-    stay_P = must_stay(params_P, mask_P, 0.3)
-    assert bool((got_P | ~stay_P).all())
-    best = quotient(got_P, importance_P, constant_s)
-    assert best >= quotient(mask_P, importance_P, constant_s) - 1e-12
-    others = (~stay_P).nonzero().squeeze(1)[:10]  # a search of all sets of ten of them, with the rest as it was chosen
-    for bits in itertools.product([False, True], repeat=len(others)):
-        tried_P = got_P.clone()
-        tried_P[others] = torch.tensor(bits)
-        assert quotient(tried_P, importance_P, constant_s) <= best + 1e-12
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_it_is_the_greedy_rule(seed: int) -> None:
-    params_P, importance_P, mask_P = case(seed, 0.4)
-    stay_P = must_stay(params_P, mask_P, 0.5)
-    times, gains = times_P(), importance_P.double().numpy()
-    kept = stay_P.numpy().copy()
-    gain, cost = gains[kept].sum(), 2.0 + times[kept].sum()
-    for j in sorted(np.flatnonzero(~kept), key=lambda j: -gains[j] / times[j]):
-        if not gains[j] / times[j] > gain / cost:
-            break
-        kept[j] = True
-        gain, cost = gain + gains[j], cost + times[j]
-    assert np.array_equal(run(params_P, importance_P, mask_P, 2.0, 0.5).numpy(), kept)
-
-
-def test_without_gradients_only_what_must_stay_remains() -> None:
-    params_P, importance_P, mask_P = case(3)
-    got_P = run(params_P, torch.zeros_like(importance_P), mask_P, 5.0, 0.9)
-    assert torch.equal(got_P, must_stay(params_P, mask_P, 0.9))
-    assert (SPACE.kept(got_P) >= 1).all()  # of a layer that had a weight, one stays
-
-
-def test_the_scale_of_importances_does_not_matter_but_the_constant_does() -> None:
-    params_P, importance_P, mask_P = case(1)
-    for constant_s in (0.5, 3.0):
-        assert torch.equal(
-            run(params_P, importance_P, mask_P, constant_s), run(params_P, importance_P * 1024, mask_P, constant_s)
-        )
-    sizes = [int(run(params_P, importance_P, mask_P, c).sum()) for c in (0.01, 1.0, 10.0, 1e9)]
-    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
-    assert bool(run(params_P, importance_P + 1e-3, mask_P, 1e9).all())  # no weight costs anything beside it
-
-
-def test_nothing_that_may_go_only_grows() -> None:
-    params_P, importance_P, mask_P = case(2)
-    assert bool((run(params_P, importance_P, mask_P, 1.0, 0.0) | ~mask_P).all())
-
-
-def test_of_equals_the_first_are_added_one_by_one() -> None:
-    mask_P = ~SPACE.is_weight(torch.device("cpu"))
-    mask_P[0] = True
-    importance_P = torch.zeros(SPACE.num_params)
-    importance_P[:4] = 1.0
-    params_P = mask_P.float()
-    got_P = run(params_P, importance_P, mask_P, 1.0, 0.0)
-    assert got_P[:12].nonzero().squeeze(1).tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_squares_that_are_not_finite_are_refused(bad: float) -> None:
-    params_P, importance_P, mask_P = case(0)
-    importance_P[2] = bad
-    with pytest.raises(NonFiniteError, match="squares"):
-        run(params_P, importance_P, mask_P, 1.0)
+SPACE = MaskSpace(layout())
+WEIGHTS = SPACE.is_weight(torch.device("cpu"))
 
 
 def test_the_first_client_prunes_alone() -> None:
@@ -151,10 +44,10 @@ def test_the_first_client_prunes_alone() -> None:
     assert not bool(world.params_P[~world.mask_P].any())
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_first_clients_stage_is_a_plain_loop(optimizer: Any) -> None:
+@pytest.mark.parametrize(("optimizer", "clip_norm"), [("sgd", None), ("adam", None), ("sgd", 0.5)])
+def test_the_first_clients_stage_is_a_plain_loop(optimizer: Any, clip_norm: float | None) -> None:
     """The same steps with torch's own optimizer, reconfiguring every third."""
-    train = TRAIN.model_copy(update={"optimizer": optimizer, "lr": 0.01, "adam_eps": 1e-3})
+    train = TRAIN.model_copy(update={"optimizer": optimizer, "lr": 0.01, "adam_eps": 1e-3, "clip_norm": clip_norm})
     world = StagedWorld("prunefl", train=train, **FAST)
     (turn,) = world.play(0, [1])
     net = module()
@@ -175,12 +68,17 @@ def test_the_first_clients_stage_is_a_plain_loop(optimizer: Any) -> None:
         opt.zero_grad()
         nn.functional.cross_entropy(net(x), y).backward()  # type: ignore[no-untyped-call]
         squares_P += flat(lambda p: p.grad).square()
+        if clip_norm is not None:
+            for entry, param in params:
+                assert param.grad is not None
+                param.grad.mul_(entry.view(mask_P))
+            nn.utils.clip_grad_norm_(net.parameters(), clip_norm)
         opt.step()
         for turn_idx in (0, 1) if step % 3 == 0 else (0,):
             if turn_idx:
                 new_P = reconfigure(
-                    world.space, flat(lambda p: p.detach()), squares_P, mask_P, times_L=np.array([1.0, 0.5, 0.7]),
-                    constant_s=20.0, removable=0.3,
+                    world.space, flat(lambda p: p.detach()), squares_P[WEIGHTS], mask_P,
+                    times_L=np.array(FAST["layer_times"]), constant_s=20.0, removable=0.3,
                 )  # fmt: skip
                 for entry, param in params:
                     for name in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
@@ -211,9 +109,10 @@ def test_a_first_client_that_keeps_all_is_not_followed_by_another() -> None:
     assert len(world.play(1, [0, 1, 2])) == 3
 
 
-@pytest.mark.parametrize("send_seed", [True, False])
-def test_importances_reconfigure_the_mask_every_so_often(send_seed: bool) -> None:
-    world = StagedWorld("prunefl", reconfigure_every=2, send_seed=send_seed, **FAST)
+@pytest.mark.parametrize(("send_seed", "clip_norm"), [(True, None), (False, None), (True, 0.5)])
+def test_importances_reconfigure_the_mask_every_so_often(send_seed: bool, clip_norm: float | None) -> None:
+    train = TRAIN.model_copy(update={"clip_norm": clip_norm})
+    world = StagedWorld("prunefl", reconfigure_every=2, send_seed=send_seed, train=train, **FAST)
     config = world.config
     assert isinstance(config, PruneFLConfig)
     world.play(0, [1])
@@ -231,19 +130,20 @@ def test_importances_reconfigure_the_mask_every_so_often(send_seed: bool) -> Non
             assert all(type(turn.up) is SparseModelUp for turn in turns)
             assert torch.equal(world.mask_P, before_P)
             continue
-        total_P, params_P = torch.zeros(before_P.numel(), dtype=torch.float64), world.params_P
+        total_N, params_P = torch.zeros(SPACE.num_weights, dtype=torch.float64), world.params_P
         for turn in turns:
             assert isinstance(turn.up, ImportanceUp)
-            want_P = mean_squares(round_idx, turn.client_id, start, ints, before_P)
-            torch.testing.assert_close(turn.up.importance.tensor(), want_P, rtol=1e-6, atol=0)
-            assert bool(want_P[~before_P].any())
-            total_P += turn.up.weight * turn.up.importance.tensor().double()
-            assert turn.up.paper_nbits(world.server_schema) == 32 * (
-                world.space.num_weights + int(before_P.sum()) + turn.up.buffers.numel + turn.up.int_buffers.numel  # type: ignore[union-attr]
-            )
+            want_N = mean_squares(train, round_idx, turn.client_id, start, ints, before_P)[WEIGHTS]
+            torch.testing.assert_close(turn.up.importance.tensor(), want_N, rtol=1e-6, atol=0)
+            assert bool(want_N[~before_P[WEIGHTS]].any())
+            total_N += turn.up.weight * turn.up.importance.tensor().double()
+            values = [turn.up.weights.num_kept, turn.up.buffers.numel, turn.up.int_buffers.numel]  # type: ignore[union-attr]
+            assert turn.up.importance.numel == SPACE.num_weights
+            assert turn.up.num_kept(world.server_schema) == SPACE.num_weights + sum(values)
+            assert turn.up.paper_nbits(world.server_schema) == 32 * (SPACE.num_weights + sum(values))
         mean_P = sum(turn.up.weight * scattered(turn.up, before_P) for turn in turns) / sum(t.up.weight for t in turns)
         want_P = reconfigure(
-            world.space, mean_P.float(), total_P, before_P, times_L=np.array(FAST["layer_times"]), constant_s=20.0,
+            world.space, mean_P.float(), total_N, before_P, times_L=np.array(FAST["layer_times"]), constant_s=20.0,
             removable=config.removable_at(round_idx),
         )  # fmt: skip
         assert torch.equal(world.mask_P, want_P)
@@ -258,9 +158,16 @@ def scattered(up: SparseModelUp, mask_P: Tensor) -> Tensor:
     return out_P
 
 
-def mean_squares(round_idx: int, client_id: int, state_S: Tensor, ints_I: Tensor, mask_P: Tensor) -> Tensor:
-    """The client's training with weight decay and clipping left to the step: neither is in the squares."""
+def mean_squares(
+    train: TrainConfig, round_idx: int, client_id: int, state_S: Tensor, ints_I: Tensor, mask_P: Tensor
+) -> Tensor:
+    """The client's training under the mask; neither the mask, nor clipping, nor weight decay is in the squares."""
     flat, squares = FlatModel(module()), []
+
+    def look(model: FlatModel) -> None:
+        squares.append(model.grads_P.square())
+        if train.clip_norm is not None:
+            model.grads_P.mul_(mask_P)
 
     def keep(model: FlatModel) -> None:
         model.params_P.mul_(mask_P)
@@ -269,9 +176,9 @@ def mean_squares(round_idx: int, client_id: int, state_S: Tensor, ints_I: Tensor
     train_local(
         flat,
         Shard(DATA, PARTS[client_id]),
-        TRAIN,
+        train,
         rng=stream(7, round_idx, client_id, "batches"),
-        after_backward=lambda model: squares.append(model.grads_P.square()),
+        after_backward=look,
         after_step=keep,
     )
     return torch.stack(squares).mean(0)
@@ -295,7 +202,7 @@ def test_a_dry_run_sends_the_dense_model_and_importances() -> None:
     world.play(0, [1])
     assert bool(world.mask_P.all()) and world.server.mask.version == 1
     (turn,) = world.play(1, [0])
-    assert isinstance(turn.up, ImportanceUp) and turn.up.importance.numel == world.space.num_params
+    assert isinstance(turn.up, ImportanceUp) and turn.up.importance.numel == SPACE.num_weights
 
 
 def test_a_first_client_that_diverges_says_so_with_its_model() -> None:
@@ -306,26 +213,31 @@ def test_a_first_client_that_diverges_says_so_with_its_model() -> None:
     assert turn.up.nonfinite_field() is not None
 
 
-def test_it_stops_after_five_steady_reconfigurations() -> None:
-    assert not is_steady([100] * 5) and is_steady([100] * 6)
-    assert is_steady([900, 100, 95, 96, 91, 99, 100])
-    assert not is_steady([100, 100, 100, 80, 80, 80, 80])
-    assert is_steady([100, 110, 110, 110, 110, 110]) and not is_steady([100, 112, 112, 112, 112, 112])
-    settings = {**FAST, "removable": 0.0, "initial_iterations": 1000}  # nothing goes: steady from the start
-    world = StagedWorld("prunefl", **settings)
+@pytest.mark.parametrize(("num_dropped", "num_reconfigurations"), [(0, 5), (44, 5), (45, 6), (300, 6)])
+def test_the_first_client_stops_after_five_steady_reconfigurations(
+    num_dropped: int, num_reconfigurations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first takes so many of 443 parameters from the dense model, the others leave it so."""
+
+    def drop(space: MaskSpace, params_P: Tensor, importance_N: Tensor, mask_P: Tensor, **settings: Any) -> Tensor:
+        start, _ = space.spans[1]
+        new_P = mask_P.clone()
+        new_P[start : start + num_dropped] = False
+        return new_P
+
+    monkeypatch.setattr("fedmpi.algorithms.prunefl.reconfigure", drop)
+    world = StagedWorld("prunefl", **{**FAST, "initial_iterations": 1000})
     world.play(0, [1])
-    assert world.client.ctx.stats[0].num_steps == 6 * 3
+    assert world.client.ctx.stats[0].num_steps == num_reconfigurations * 3
+    assert int(world.mask_P.sum()) == 443 - num_dropped
 
 
 def test_times_follow_from_uses_unless_they_are_given() -> None:
     config = PruneFLConfig(name="prunefl", comm_s=2.0, compute_s_per_op=0.5, samples_per_round=10)
-    uses = {entry.name: i for i, entry in enumerate(SPACE.weights)}
-    assert config.times(SPACE, uses).tolist() == [2.0, 2.0 + 6 * 0.5 * 10]
-    assert replace_times(config, [3.0, 4.0]).times(SPACE, uses).tolist() == [3.0, 4.0]
-
-
-def replace_times(config: PruneFLConfig, times: list[float]) -> PruneFLConfig:
-    return config.model_copy(update={"layer_times": times})
+    uses = {entry.name: Uses(i, i > 0) for i, entry in enumerate(SPACE.weights)}
+    assert config.times(SPACE, uses).tolist() == [2.0, 2.0 + 6 * 0.5 * 10, 2.0 + 2 * 6 * 0.5 * 10]
+    given = config.model_copy(update={"layer_times": [3.0, 4.0, 5.0]})
+    assert given.times(SPACE, uses).tolist() == [3.0, 4.0, 5.0]
 
 
 def test_the_share_that_may_go_halves() -> None:
@@ -358,16 +270,16 @@ def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
 
 def test_times_must_be_as_many_as_layers() -> None:
     config = PruneFLConfig(name="prunefl", layer_times=[1.0])
-    with pytest.raises(ConfigError, match=r"2 layers \(0.weight, 1.weight\), got 1"):
-        check(config, SMALL, RunConfig(rounds=60))
+    with pytest.raises(ConfigError, match=r"3 layers \(0.weight, 2.weight, 5.weight\), got 1"):
+        check(config, initial(), RunConfig(rounds=60))
 
 
 def test_a_mask_that_will_not_change_is_warned_of() -> None:
-    assert check(PruneFLConfig(name="prunefl"), SMALL, RunConfig(rounds=51)) == []
-    (warning,) = check(PruneFLConfig(name="prunefl"), SMALL, RunConfig(rounds=50))
+    assert check(PruneFLConfig(name="prunefl"), initial(), RunConfig(rounds=51)) == []
+    (warning,) = check(PruneFLConfig(name="prunefl"), initial(), RunConfig(rounds=50))
     assert "reconfigure_every=50" in warning
     settings = {"initial_iterations": 5, "initial_interval": 6}
-    (warning,) = check(PruneFLConfig(name="prunefl", **settings), SMALL, RunConfig(rounds=51))
+    (warning,) = check(PruneFLConfig(name="prunefl", **settings), initial(), RunConfig(rounds=51))
     assert "prunes nothing" in warning
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from masked import DATA, PARTS, TRAIN, World, initial, layout, mask_of, module, vector_of
+from staged import StagedWorld
 from torch import Tensor
 
 from fedmpi.algorithms.base import GlobalModel
@@ -475,5 +476,46 @@ def test_a_density_that_is_none(density: object) -> None:
 
 def test_a_layer_that_keeps_nothing_is_warned_of_by_name() -> None:
     world = World("randommask", density=0.02, layer_distribution="uniform")
-    (warning,) = check_budgets(world.config, layout(), RunConfig(rounds=1))
+    (warning,) = check_budgets(world.config, initial(), RunConfig(rounds=1))
     assert warning == "algorithm.density=0.02 leaves no weight of 0.weight: only its bias remains"
+
+
+def test_clipping_goes_by_the_gradient_of_the_active_weights() -> None:
+    """One step without momentum is as long as the rate times the norm that gradients are clipped to."""
+    train = TrainConfig(lr=0.1, momentum=0.0, batch_size=100, local_epochs=1, clip_norm=1e-3)
+    world = World("randommask", density=0.2, train=train)
+    start_P = world.params_P.clone()
+    (turn,) = world.play(0, [1])
+    moved = torch.linalg.vector_norm(turn.up.weights.tensor_values() - start_P[world.mask_P])
+    assert float(moved) == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_operations_are_those_of_the_mask_that_the_round_began_with() -> None:
+    world = StagedWorld("prunefl", initial_iterations=6, initial_interval=3, constant_s=0.01)
+    world.play(0, [0])
+    # 3 x 3 positions of the convolution, whose inputs are the sample; the fully connected layers are used once.
+    uses, further = np.array([9, 1, 1]), np.array([0, 1, 1])
+    dense = 2 * uses * world.space.sizes
+    assert world.scalars["forward_ops"] == world.scalars["dense_forward_ops"] == dense.sum()
+    assert world.scalars["backward_ops"] == world.scalars["dense_backward_ops"] == (dense * (1 + further)).sum()
+    masked = 2 * uses * world.space.kept(world.mask_P)
+    assert masked.sum() < dense.sum()
+    world.play(1, [1, 2])
+    assert world.scalars["forward_ops"] == masked.sum()
+    assert world.scalars["backward_ops"] == (masked * (1 + further)).sum()
+    assert world.scalars["dense_forward_ops"] == dense.sum()
+
+
+def test_while_the_model_is_the_initial_one_a_new_client_is_sent_the_seed_alone() -> None:
+    """Round 0 came to nothing, as all its clients were lost: what the seed stands for need not be sent."""
+    world = World("feddst", density=0.3)
+    world.play(0, [])
+    (turn,) = world.play(1, [2])
+    assert [type(down) for down in turn.downs] == [SparseSeedDown]
+    (later,) = world.play(2, [3])
+    assert [type(down) for down in later.downs] == [SparseSeedDown, SparseModelDown]
+    state = copy.deepcopy(world.server.state_dict())
+    world.server, world.server_schema = world.new_server()
+    world.server.load_state_dict(state)
+    (last,) = world.play(3, [4])
+    assert [type(down) for down in last.downs] == [SparseSeedDown, SparseModelDown]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedmpi.config import NamedSection
 from fedmpi.data.shapes import ImageShape, InputShape, TextShape
 from fedmpi.flat import FlatModel
-from fedmpi.models.operations import Operations, count_operations, weight_uses
+from fedmpi.models.operations import Operations, Uses, count_operations, weight_uses
 from fedmpi.models.registry import build_model, resolve
 
 CIFAR = ImageShape(32, 32, 3)
@@ -28,31 +28,31 @@ def test_cifar10net(flat: bool) -> None:
     if flat:
         module = FlatModel(module).module
     assert weight_uses(module, CIFAR) == {
-        "conv1.weight": 28 * 28,
-        "conv2.weight": 22 * 22,
-        "fc.0.weight": 1,
-        "fc.1.weight": 1,
-        "fc.2.weight": 1,
+        "conv1.weight": Uses(28 * 28, False),
+        "conv2.weight": Uses(22 * 22, True),
+        "fc.0.weight": Uses(1, True),
+        "fc.1.weight": Uses(1, True),
+        "fc.2.weight": Uses(1, True),
     }
 
 
 def test_logistic_regression() -> None:
     shape = ImageShape(4, 5, 2)
     module = build("logreg", shape, 3)
-    assert weight_uses(module, shape) == {"1.weight": 1}
+    assert weight_uses(module, shape) == {"1.weight": Uses(1, False)}
     # 40 x 3 multiplications and additions, and for the backward pass the gradient by the weights alone
-    assert count_operations([120], [1], [120]) == Operations(240, 240, 240, 240)
+    assert count_operations([120], [Uses(1, False)], [120]) == Operations(240, 240, 240, 240)
 
 
 def test_a_resnet() -> None:
     module = build("resnet18", CIFAR, width=8)
     uses = weight_uses(module, CIFAR)
-    sides = {name: int(use**0.5) for name, use in uses.items()}
+    sides = {name: int(use.times**0.5) for name, use in uses.items()}
     assert len(uses) == 21  # the stem, 4 x 4 convolutions, 3 projections, the fully connected layer
     assert sides["conv1.weight"] == sides["blocks.0.conv1.weight"] == 32
     assert sides["blocks.2.conv1.weight"] == sides["blocks.2.shortcut.0.weight"] == sides["blocks.3.conv2.weight"] == 16
     assert sides["blocks.7.conv2.weight"] == 4
-    assert uses["fc.weight"] == 1
+    assert uses["fc.weight"] == Uses(1, True)
     numels = [module.get_parameter(name).numel() for name in uses]
     operations = count_operations(numels, list(uses.values()), numels)
     assert operations.backward == 2 * operations.forward - 2 * 32 * 32 * 3 * 8 * 9
@@ -61,7 +61,14 @@ def test_a_resnet() -> None:
 def test_the_text_model() -> None:
     shape = TextShape(20)
     uses = weight_uses(build("char_gru", shape, 7, embedding=4, hidden=6), shape)
-    assert uses == {"fc.weight": 20}  # neither embedding nor GRU
+    assert uses == {"fc.weight": Uses(20, True)}  # neither embedding nor GRU, which the gradient goes on to
+    assert count_operations([42], list(uses.values()), [21]) == Operations(840, 1680, 1680, 3360)
+
+
+def test_no_gradient_goes_back_to_what_is_not_trained() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
+    module[1].requires_grad_(False)
+    assert weight_uses(module, ImageShape(2, 2, 1)) == {"1.weight": Uses(1, False), "2.weight": Uses(1, False)}
 
 
 class Odd(nn.Module):
@@ -87,11 +94,11 @@ class Odd(nn.Module):
 def test_kinds_and_repeated_uses_of_layers() -> None:
     uses = weight_uses(Odd(), ImageShape(4, 2, 2))
     assert uses == {
-        "line.weight": 6,
-        "twice.weight": 2 * 4,  # applied to 4 vectors, twice
-        "never.weight": 0,
-        "first.weight": 2 * 4,
-        "volume.weight": 3 * 1 * 2,
+        "line.weight": Uses(6, False),
+        "twice.weight": Uses(2 * 4, True),  # applied to 4 vectors, twice
+        "never.weight": Uses(0, False),
+        "first.weight": Uses(2 * 4, True),
+        "volume.weight": Uses(3 * 1 * 2, True),
     }
     assert list(uses) == ["line.weight", "twice.weight", "never.weight", "first.weight", "volume.weight"]
 
@@ -128,7 +135,7 @@ def test_a_module_is_left_as_it_was(fails: bool) -> None:
         with pytest.raises(RuntimeError, match="on purpose"):
             weight_uses(module, ImageShape(8, 6, 1))
     else:
-        assert weight_uses(module, ImageShape(8, 6, 1)) == {"conv.weight": 4 * 3}
+        assert weight_uses(module, ImageShape(8, 6, 1)) == {"conv.weight": Uses(4 * 3, False)}
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == tensors
     assert [part.training for part in module.modules()] == [True, True, True, False]
@@ -142,7 +149,8 @@ def test_a_module_without_weights() -> None:
 
 
 def test_operations_by_hand() -> None:
-    numels, uses, kept = [450, 2400, 768_000], [784, 484, 1], [100, 0, 5]
+    numels, kept = [450, 2400, 768_000], [100, 0, 5]
+    uses = [Uses(784, False), Uses(484, True), Uses(1, True)]
     first, second, third = 2 * 784 * 100, 0, 2 * 5
     dense = [2 * 784 * 450, 2 * 484 * 2400, 2 * 768_000]
     operations = count_operations(numels, uses, kept)
@@ -153,8 +161,9 @@ def test_operations_by_hand() -> None:
 
 
 def test_another_layer_first_and_none() -> None:
-    assert count_operations([3, 5], [1, 1], [1, 2], first=1) == (6, 8, 16, 22)
-    assert count_operations([3, 5], [1, 1], [1, 2], first=-1) == (6, 12, 16, 32)
+    ends, goes_on = Uses(1, False), Uses(1, True)
+    assert count_operations([3, 5], [goes_on, ends], [1, 2]) == (6, 8, 16, 22)
+    assert count_operations([3, 5], [goes_on, goes_on], [1, 2]) == (6, 12, 16, 32)
     assert count_operations([], [], []) == (0, 0, 0, 0)
 
 
@@ -168,4 +177,4 @@ def test_another_layer_first_and_none() -> None:
 )
 def test_wrong_counts(numels: list[int], uses: list[int], kept: list[int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        count_operations(numels, uses, kept)
+        count_operations(numels, [Uses(times, True) for times in uses], kept)
