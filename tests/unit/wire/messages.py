@@ -15,6 +15,9 @@ import numpy as np
 import torch
 
 from fedmpi.algorithms.averaging import ModelDown, ModelUp, SeedDown
+from fedmpi.algorithms.grasp import GraSPScores
+from fedmpi.algorithms.prunefl import ImportanceUp
+from fedmpi.algorithms.sparse_messages import SparseModelDown, SparseModelUp, SparseSeedDown
 from fedmpi.algorithms.sparse_updates import UpdateUp
 from fedmpi.config import WireConfig
 from fedmpi.wire.known import Known, KnownMask, KnownProbabilities, KnownVector
@@ -341,6 +344,26 @@ SPARSE = Schema(
     {"params": 40, "buffers": 0, "state": 40, "int_buffers": 0}, 0x1234ABCD, {"params": np.array([0, 36, 40])}
 )
 
+_FIRST = KnownMask(np.isin(np.arange(40), (1, 2, 8, 20, 33, 36, 37, 38, 39)), 0)
+_SECOND = KnownMask(np.isin(np.arange(40), (1, 2, 9, 20, 33, 36, 37, 38, 39)), 1)
+
+
+def _masks_known() -> Known:
+    held = Known()
+    held.hold("mask", _FIRST)
+    held.hold("mask", _SECOND)
+    return held
+
+
+MASKED = Schema(
+    {"params": 40, "weights": 36, "biases": 4, "buffers": 2, "state": 42, "int_buffers": 1},
+    0x1234ABCD,
+    {"params": np.array([0, 36, 40])},
+    WireConfig(mask="change", values="raw"),
+    _masks_known(),
+)
+"""Of models that train under a mask."""
+
 LARGE = Schema(
     {"params": PARAMS, "weights": WEIGHTS, "short": SHORT, "classes": 100},
     0x600DF00D,
@@ -391,6 +414,36 @@ def _numbers() -> Iterator[tuple[str, Golden]]:
     yield "numbers", sent(Numbers(zero=0, low=-(2**63), exact=-0.0, rounded=0.15625, tiny=2.0**-149))
     update = Sparse(40, np.array([2, 3, 17, 30, 38]), np.array([0.1, -0.07, 1.3, 0.011, -0.6], np.float32))
     yield "sparse_up", Golden(UpdateUp(num_samples=600, int_buffers=None, buffers=None, update=update), SPARSE)
+
+
+def _masked_models() -> Iterator[tuple[str, Golden]]:
+    seed = SparseSeedDown(init_seed=1234567890, state_hash=0x7FEDCBA9, mask_checksum=0xFFFFFFFE, has_model=1)
+    yield "sparse_seed_down", Golden(seed, MASKED)
+    nine = MaskedValues(np.array([0.5, -1.25, 0, 3, 1e-3, 1, 2, -4, 0.125], np.float32), _SECOND)
+    rest = {"int_buffers": vector("int64", 12), "buffers": vector("float32", 0.25, -8)}
+    yield "sparse_model_down", Golden(SparseModelDown(version=1, alpha=0.0, mask=None, weights=nine, **rest), MASKED)
+    moved = Mask(_SECOND.array, base=_FIRST)
+    yield (
+        "sparse_model_down_mask",
+        Golden(
+            SparseModelDown(version=1, alpha=0.0099, mask=moved, int_buffers=None, buffers=None, weights=nine), MASKED
+        ),
+    )
+    up = SparseModelUp(weight=40, version=1, mask=None, weights=nine, **rest)
+    yield "sparse_model_up", Golden(up, MASKED)
+    own = KnownMask(_FIRST.array, 1)  # of the version that it was made from; found by what came with it
+    moved_up = SparseModelUp(
+        weight=40,
+        version=1,
+        mask=Mask(own.array, base=_SECOND),
+        weights=MaskedValues(nine.values, own),
+        int_buffers=None,
+        buffers=None,
+    )
+    yield "sparse_model_up_mask", Golden(moved_up, MASKED)
+    importance = vector("float32", *(i / 64 for i in range(36)))
+    yield "sparse_importance_up", Golden(ImportanceUp(**vars(up), importance=importance), MASKED)
+    yield "grasp_scores_up", Golden(GraSPScores(weight=40, scores=vector("float32", *range(-18, 18))), MASKED)
 
 
 def _dense() -> Iterator[tuple[str, Golden]]:
@@ -600,7 +653,7 @@ def _labels() -> Iterator[tuple[str, Golden]]:
 
 
 GOLDEN: dict[str, Golden] = dict(
-    [*_old(), *_numbers(), *_dense(), *_masks(), *_sparse(), *_masked(), *_quantized(), *_labels()]
+    [*_old(), *_numbers(), *_masked_models(), *_dense(), *_masks(), *_sparse(), *_masked(), *_quantized(), *_labels()]
 )
 """All of them by name."""
 

@@ -162,7 +162,7 @@ def test_the_contract_shows_these_frames_and_these_kinds() -> None:
         assert bytes.fromhex("".join(row for _, row in rows)) == yesterdays(name), name
         lengths = [len(bytes.fromhex(row)) for _, row in rows]
         assert [int(offset) for offset, _ in rows] == [sum(lengths[:i]) for i in range(len(rows))], name
-    kinds = re.findall(r"^\| `(\w+)` \| (up|down) \| `(\w+)` \| (\d+) \|", text, re.MULTILINE)
+    kinds = re.findall(r"^\| `(\w+)` \| (up|down) \| `([\w-]+)` \| (\d+) \|", text, re.MULTILINE)
     ours = [cls for cls in KINDS.values() if cls.__module__.startswith("fedmpi.")]
     assert sorted(kinds) == sorted((cls.__name__, cls.direction, cls.kind, str(cls.kind_id)) for cls in ours)
 
