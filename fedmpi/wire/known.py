@@ -170,6 +170,10 @@ class Known:
         more._masks_inside = {**self._masks_inside, name: bits}
         return more
 
+    def inside(self, name: str) -> np.ndarray | None:
+        """Return the mask of that name which came in the same message, (n,) bool, None if none did."""
+        return self._masks_inside.get(name)
+
     def find(self, wanted: type[R], name: str, version: int, stated: int, *, numel: int, where: str, offset: int) -> R:
         """Return what a message was coded against.
 

@@ -43,6 +43,10 @@ class MaskedValuesFormat:
         if param:
             raise WireError(f"{spec.where} param", offset=offset, expected=0, got=param)
         mask, start = take_reference(KnownMask, spec.base, payload, known, spec.numel, spec.where, offset)
+        inside = known.inside(spec.base)
+        if inside is not None and not np.array_equal(mask.array, inside):
+            got = f"version {mask.version}, which is another"
+            raise WireError(f"{spec.where}: {spec.base}", offset=offset, expected="the mask that came with it", got=got)
         numbers, codec = decode_numbers_at(
             codec_id, payload[start:], spec.dtype, mask.indices.size, spec.where, offset + start
         )
