@@ -172,6 +172,8 @@ def check_agreement(folder: Path) -> None:
         ("reconfigured", "prunefl", {**prunefl, "server": {"host": "peer"}}, Delaying),
         ("scored", "grasp", {**grasp, "server": {"host": "player"}}, Delaying),
     ]
+    if MPI.COMM_WORLD.size == 2:  # the one worker is its own peer
+        cases = [case for case in cases if case[2].get("server", {}).get("host") != "peer"]
     sections = {
         "plain": {},
         "full": {"server": {"initial_model": "full"}},
@@ -195,7 +197,8 @@ def check_agreement(folder: Path) -> None:
     }
     expected, masks = {}, {}
     if rank == 0:
-        for name, changes in sections.items():
+        for name in dict.fromkeys(like for _, like, _, _ in cases):
+            changes = sections[name]
             out = run_alone(folder, f"{name} alone", small_config(folder_here, **changes))
             expected[name], masks[name] = digests(out), masks_of(out)
         assert len(set(expected.values())) == len(expected), "the cases must differ, or equality says nothing"
