@@ -8,11 +8,14 @@ float32 (--of-dense-rounds; as many rounds as the longest run has), or an amount
 2GiB (2^30). A test counts for a cap if all that was sent up to and with its round is at most the cap. Uploads are
 counted as measured (wire) and as the paper counts (paper). The accuracy is that on the test set, or with --metric
 client the mean over clients of that on their own classes. Runs that differ in their seeds alone are one row: the mean,
-and the smallest and the largest in brackets.
+and the smallest and the largest in brackets. Rows of the same algorithm name every setting in which they differ.
 
 Of the tests under a cap the best counts. The best of many noisy tests is more than that of a few, which is what a run
 that sends more a round has under a small cap: --mean-of K takes the mean of the last K tests under the cap instead, or
 of as many as there are. --tests says behind each accuracy how many tests are under its cap; --csv always does.
+
+The plot has a marker at every test of a run that has few, else at some, about equally far apart on its axis of bytes;
+at the same tests in both panels. Rows of equal accuracies, which hide each other, have theirs in turn.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ FRAME_NBYTES = 64
 CAP = re.compile(r"([0-9./]{1,20}(?:e[0-9]{1,2})?) ?([A-Za-z]*)")
 MAX_DIGITS = 9
 LINE_STYLES = ("-", "--", ":", "-.")
-MARKER_GAP = 0.07  # of the diagonal
+NUM_MARKERS = 12  # of a line, at most
 LABEL_WIDTH = 78  # characters
 
 Array = np.ndarray[Any, Any]
@@ -121,6 +124,11 @@ class Row(NamedTuple):
             for one in self.runs
             if not one.done
         )
+
+    @property
+    def num_rounds(self) -> int:
+        """The rounds that each of its runs has when it is over."""
+        return int(self.runs[0].settings.get("rounds") or self.runs[0].num_rounds)
 
 
 def so_far(accuracy: Array, mean_of: int | None) -> Array:
@@ -186,7 +194,7 @@ def read_rows(paths: Sequence[Path], metric: str, mean_of: int | None = None) ->
     groups = list(together.values())
     labels = [str(group[0].settings.get("algorithm.name", group[0].path.stem)) for group in groups]
     for same in alike(labels):
-        words = differences([told_apart(groups[i][0]) for i in same])
+        words = differences([told_apart(groups[i][0]) for i in same], fewest=False)
         for i, setting in zip(same, words, strict=True):
             labels[i] += f": {setting.replace('algorithm.', '')}" if setting else ""
     return [Row(label, group) for label, group in zip(labels, groups, strict=True)]
@@ -262,16 +270,21 @@ def cell(row: Row, count: str, cap_nbytes: float, with_tests: bool) -> str:
 def table(
     rows: Sequence[Row], count: str, caps: Mapping[str, float], *, markdown: bool = False, with_tests: bool = False
 ) -> str:
-    """Return the table of one count as aligned lines; `caps` has the bytes of each by its name."""
-    unfinished = any(row.unfinished for row in rows)
-    lines = [["", "runs", *caps, *(["unfinished"] if unfinished else [])]]
+    """Return the table of one count as aligned lines; `caps` has the bytes of each by its name.
+
+    What all runs share has no column: how many rounds, and that none is unfinished.
+    """
+    unfinished, unequal = any(row.unfinished for row in rows), len({row.num_rounds for row in rows}) > 1
+    numbers = ["runs", *(["rounds"] if unequal else [])]
+    lines = [["", *numbers, *caps, *(["unfinished"] if unfinished else [])]]
     for row in rows:
-        cells = [cell(row, count, cap_nbytes, with_tests) for cap_nbytes in caps.values()]
-        lines.append([row.label, str(len(row.runs)), *cells, *([row.unfinished] if unfinished else [])])
+        cells = [str(len(row.runs)), *([str(row.num_rounds)] if unequal else [])]
+        cells += [cell(row, count, cap_nbytes, with_tests) for cap_nbytes in caps.values()]
+        lines.append([row.label, *cells, *([row.unfinished] if unfinished else [])])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
     # Words to the left, numbers to the right.
-    sides = [str.ljust, *[str.rjust] * (1 + len(caps)), str.ljust][: len(widths)]
+    sides = [str.ljust, *[str.rjust] * (len(numbers) + len(caps)), str.ljust][: len(widths)]
     if markdown:
         lines[1] = [rule if side is str.ljust else f"{rule[1:]}:" for rule, side in zip(lines[1], sides, strict=True)]
     padded = ([side(text, width) for side, text, width in zip(sides, line, widths, strict=True)] for line in lines)
@@ -305,7 +318,7 @@ def write_csv(
         with out.open("w", newline="") as file:
             writer = csv.writer(file)
             names = [f"accuracy_{part}" for part in ("mean", "min", "max")] + ["num_tests_min", "num_tests_max"]
-            names += ["num_runs_under_cap", "num_runs", "unfinished"]
+            names += ["num_runs_under_cap", "num_runs", "num_rounds", "unfinished"]
             writer.writerow(["run", "count", "cap", "cap_nbytes", "mean_of", *names])
             for row in rows:
                 for count in counts:
@@ -314,7 +327,7 @@ def write_csv(
                         found = ["", "", "", 0, 0]
                         if len(values):
                             found = [values.mean(), values.min(), values.max(), tests.min(), tests.max()]
-                        found += [len(values), len(row.runs), row.unfinished]
+                        found += [len(values), len(row.runs), row.num_rounds, row.unfinished]
                         writer.writerow([row.label, count, name, round(cap_nbytes), mean_of or "", *found])
     except OSError as error:
         raise PictureError(f"cannot write {out}: {error.strerror or error}; choose another with --csv") from error
@@ -332,6 +345,22 @@ def curve(row: Row, count: str) -> tuple[Array, Array]:
     return np.mean(sent, axis=0), np.array(reached)
 
 
+def marks(lines: Sequence[Array]) -> list[list[int]]:
+    """Return which tests of each line get a marker; accuracies in percent, (num_tests,) each.
+
+    Every test of a few, else such as are about equally far apart on a logarithmic axis. Lines of equal accuracies, as
+    of runs that differ in a lossless codec, lie on each other under the paper's count: they mark tests in turn.
+    """
+    marked = []
+    for i, line in enumerate(lines):
+        tests = np.arange(len(line))
+        if len(line) > NUM_MARKERS:
+            tests = np.unique(np.geomspace(1, len(line), NUM_MARKERS).round().astype(np.int64)) - 1
+        equal = [j for j, other in enumerate(lines) if np.array_equal(line, other)]
+        marked.append(tests[equal.index(i) :: len(equal)].tolist())
+    return marked
+
+
 def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], figure_name: str, out: Path) -> None:
     """Draw a panel a count and save them; the suffix of `out` says the format."""
     rows = [row for row in rows if any(len(one.rounds) for one in row.runs)]
@@ -343,6 +372,7 @@ def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], 
     figure, panels = plt.subplots(
         1, len(counts), figsize=(width, 4.4 + 0.23 * num_lines), layout="constrained", sharey=True, squeeze=False
     )
+    marked = marks([curve(row, counts[0])[1].mean(axis=0) for row in rows])
     for axes, count in zip(panels[0], counts, strict=True):
         for i, row in enumerate(rows):
             sent_mb, reached = curve(row, count)
@@ -352,11 +382,10 @@ def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], 
                 reached.mean(axis=0),
                 linestyle=LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)],
                 marker=MARKERS[i % len(MARKERS)],
-                # Not all at the same places: lines that coincide show their markers in turn.
-                markevery=(MARKER_GAP * i / len(rows), MARKER_GAP),
-                markersize=6,
+                markevery=marked[i],
+                markersize=8,
                 markeredgecolor="white",
-                markeredgewidth=0.7,
+                markeredgewidth=0.8,
                 linewidth=1.8,
                 label=labels[i],
                 color=colour,
@@ -382,7 +411,7 @@ def plot(rows: Sequence[Row], counts: Sequence[str], caps: Mapping[str, float], 
     handles, names = panels[0, 0].get_legend_handles_labels()
     legend = figure.legend(handles, names, loc="outside lower left", ncols=num_columns, frameon=False)
     for line in legend.get_lines():
-        line.set_markevery(1)
+        line.set_markevery([1])  # the middle of three points
     save(figure, out)
     plt.close(figure)
 
@@ -404,6 +433,9 @@ def report(args: argparse.Namespace) -> None:
     print(title(rows))
     if num_dense_rounds:
         print(f"1 is the upload of {num_dense_rounds} dense rounds: {amount(dense_nbytes)}")
+    if len(lengths := sorted({row.num_rounds for row in rows})) > 1:
+        longest = "; the longest sets what 1 means" if num_dense_rounds and args.of_dense_rounds is None else ""
+        print(f"runs of unequal length: {', '.join(map(str, lengths[:-1]))} and {lengths[-1]} rounds{longest}")
     shares = {cap.text for cap in args.caps if not cap.unit_nbytes}
     headed = {f"{name} ({amount(nbytes)})" if name in shares else name: nbytes for name, nbytes in caps.items()}
     tests = "; in parentheses the tests until then" if args.tests else ""

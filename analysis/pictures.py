@@ -60,16 +60,19 @@ def alike(labels: Sequence[str]) -> list[list[int]]:
     return [[i for i, other in enumerate(labels) if other == label] for label, n in Counter(labels).items() if n > 1]
 
 
-def differences(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def differences(settings: Sequence[Mapping[str, Any]], *, fewest: bool = True) -> list[str]:
     """Return for each of several runs the settings that tell it from the others, such as "wire.sparse=uint32".
 
-    As few as will do: a setting that differs only where an earlier one does is left out, and so is null.
+    As few as will do: a setting that differs only where an earlier one does is left out, and so is null. Without
+    `fewest` all that differ, null too; a setting that a run does not have at all is always left out.
     """
     chosen: list[str] = []
     for key in sorted(dict.fromkeys(key for one in settings for key in one), key=_interest):
-        if len({_values(one, [*chosen, key]) for one in settings}) > len({_values(one, chosen) for one in settings}):
+        before = chosen if fewest else []
+        if len({_values(one, [*before, key]) for one in settings}) > len({_values(one, before) for one in settings}):
             chosen.append(key)
-    return [", ".join(f"{key}={_word(one[key])}" for key in chosen if one.get(key) is not None) for one in settings]
+    told = [{key: one[key] for key in chosen if key in one and not (fewest and one[key] is None)} for one in settings]
+    return [", ".join(f"{key}={_word(value)}" for key, value in one.items()) for one in told]
 
 
 def _interest(key: str) -> int:
@@ -83,6 +86,8 @@ def _values(settings: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]
 
 
 def _word(value: object) -> str:
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -69,11 +69,11 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
         print(f"  warning: about {needed / 1e6:.0f} MB in all, this machine has {here / 1e6:.0f}")
     print(message_table(messages, sizes, config.rounds))
     down, up = whole_run(setup, messages, sizes)
-    about = "about" if sizes.is_exact.all() else "at most"
-    like = "" if setup.algorithm.rounds_alike else ", were all but the first like the second,"
+    is_bound = setup.algorithm.rounds_alike and not sizes.is_exact.all()
+    unlike = "" if setup.algorithm.rounds_alike else " (if all but the first were like the second, which they are not)"
     print(
-        f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds{like} would send {about} "
-        f"down_bytes={down} up_bytes={up}"
+        f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds would send "
+        f"{'at most' if is_bound else 'about'} down_bytes={down} up_bytes={up}{unlike}"
     )
     return 0
 

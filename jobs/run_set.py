@@ -5,12 +5,14 @@ python jobs/run_set.py CONFIG_OR_FOLDER[@SEED,SEED] ... [-n RANKS] [-o OUT] [--o
 A folder stands for the .yaml files in it; without seeds a file's own is taken. NAME.yaml runs in OUT/NAME/seedSEED; its
 output is in log.txt there. It is left out if the ledger there is done, and refused if that has other settings (but for
 data.root, where the data lie): what is done is never replaced. What was cut off begins anew. A run without its data
-is left out too, and counted at the end. The status is 1 if a run failed or was refused, 130 after Ctrl-C.
+is left out too, and counted at the end. The status is 1 if a run failed or was refused, 3 if all that was to do lacks
+its data, 130 after Ctrl-C, 141 if nobody reads the output any more, as after `| head`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +28,8 @@ from fedmpi.configfile import load_config
 from fedmpi.engine.setup import resolve
 from fedmpi.errors import ConfigError, DataError, OutputError
 from fedmpi.ledger.reader import Ledger
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class Wanted(NamedTuple):
@@ -72,14 +76,14 @@ def launch(run: Wanted, num_ranks: int) -> int:
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
         process.wait()
-        return 128 + signal.SIGINT
+        return INTERRUPTED
 
 
-def do(run: Wanted, args: argparse.Namespace) -> tuple[int, str]:
-    """Do what is to be done about a run; return its status and what to say."""
+def do(run: Wanted, args: argparse.Namespace) -> tuple[int | None, str]:
+    """Do what is to be done about a run; return its status, None if nothing was, and what to say."""
     try:
         if is_done(run):
-            return 0, f"skipped, done in {run.out}"
+            return None, f"skipped, done in {run.out}"
     except ConfigError as error:
         return error.exit_status, f"refused: {error}"
     if args.list:
@@ -87,11 +91,25 @@ def do(run: Wanted, args: argparse.Namespace) -> tuple[int, str]:
     start, status = time.monotonic(), launch(run, args.num_ranks)
     if status == DataError.exit_status:
         return status, "left out, no data"
-    return status, f"{f'failed with status {status}' if status else 'done'} in {time.monotonic() - start:.0f} s"
+    words = {0: "done", INTERRUPTED: "interrupted"}.get(status, f"failed with status {status}")
+    return status, f"{words} in {time.monotonic() - start:.0f} s"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    try:
+        return run_set(argv)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read has read enough. Python would try once more to write what is left, and say that it cannot.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def run_set(argv: Sequence[str] | None) -> int:
+    """Do what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="CONFIG_OR_FOLDER[@SEED,SEED] or key=value")
     parser.add_argument("-n", dest="num_ranks", type=int, default=1, metavar="RANKS", help="default: %(default)s")
@@ -108,17 +126,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"expected a run at least, got none with --only {args.only}")
     for wish in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: in a shell's background it would be ignored
         signal.signal(wish, signal.default_int_handler)
-    failed, num_left_out = False, 0
+    statuses = []
     for run in runs:
         status, words = do(run, args)
         print(f"{run.config.stem} {run.out.name}: {words}", flush=True)
-        if status == 128 + signal.SIGINT:
-            return status
-        num_left_out += status == DataError.exit_status
-        failed |= status not in (0, DataError.exit_status)
-    if num_left_out:
-        print(f"{num_left_out} of {len(runs)} runs left out, no data: the lines of errors say where it was looked for")
-    return int(failed)
+        if status == INTERRUPTED:
+            return INTERRUPTED
+        if status is not None:
+            statuses.append(status)
+    if num_left_out := statuses.count(DataError.exit_status):
+        words = f"{num_left_out} of {len(runs)} runs left out, no data: the lines of errors say where it was looked for"
+        print(words, flush=True)
+    if set(statuses) <= {0, DataError.exit_status}:
+        return DataError.exit_status if 0 < num_left_out == len(statuses) else 0
+    return 1
 
 
 if __name__ == "__main__":

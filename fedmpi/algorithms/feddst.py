@@ -56,9 +56,15 @@ class FedDSTConfig(SparseConfig):
     """Settings of FedDST."""
 
     alpha: float = Field(0.01, ge=0, le=1, description="share of each layer's active weights that moves; 0 never moves")
-    interval: int = Field(15, ge=1, description="rounds from one readjustment to the next")
+    interval: int = Field(
+        15,
+        ge=1,
+        description="weights move in the rounds 1, 1 + interval, 1 + 2 interval, ..., counted from 0, before end_round",
+    )
     end_round: int | None = Field(
-        None, ge=0, description="R_end, the round from which no weight moves; by default half of the run's rounds"
+        None,
+        ge=0,
+        description="R_end, the round, counted from 0, from which on no weight moves; by default half of the run's",
     )
     final_density: float | None = Field(
         None,
@@ -235,7 +241,12 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
             f"algorithm.end_round={end} of rounds={run.rounds}: no weight ever moves, as the first round that moves "
             "any is the second, if it is before end_round"
         )
-    elif config.final_density is not None and config.last_move(run.rounds) >= run.rounds:
+    elif config.alpha and 1 + config.interval >= min(end, run.rounds):
+        warnings.append(
+            f"algorithm.interval={config.interval} with end_round={end} of rounds={run.rounds}: weights move in one "
+            "round alone, the second"
+        )
+    if config.final_density is not None and config.last_move(run.rounds) >= run.rounds:
         warnings.append(
             f"algorithm.end_round={end} is beyond rounds={run.rounds}: final_density={config.final_density:g} is not "
             "reached"

@@ -86,6 +86,8 @@ class MaskSpace:
 
     def refuses(self, mask_P: Tensor) -> str | None:
         """Say why a vector of bool is no mask of this model, None if it is one."""
+        if mask_P.dtype != torch.bool:
+            return f"a mask is a vector of bool, got {mask_P.dtype}"
         if mask_P.numel() != self.num_params:
             return f"a mask of this model has {self.num_params} positions, got {mask_P.numel()}"
         left_out = int(torch.count_nonzero(~(mask_P | self.is_weight(mask_P.device))))

@@ -212,7 +212,8 @@ class SparseClient(ClientHalf):
         if first.checksum != down.mask_checksum:
             raise ProtocolError(
                 f"the mask made of seed {down.init_seed} has checksum {first.checksum:08x}, the server's has "
-                f"{down.mask_checksum:08x}: this rank has other versions; server.initial_model=full sends it"
+                f"{down.mask_checksum:08x}: this rank has other versions (server.initial_model=full sends the mask) "
+                "or the algorithm's two halves differ in first_mask"
             )
         used = self._hold(first.packed, 0)
         self.ctx.model.load(initial.state_S, initial.ints_I)

@@ -208,7 +208,16 @@ class SparseServer(ExchangeServer):
         self.ctx.known.retain(MASK, needed)
 
     def new_version(self, mask_P: Tensor) -> None:
-        """Make a mask the newest version, whatever it keeps; `change_mask` does the rest."""
+        """Make a mask the newest version, whatever it keeps; `change_mask` does the rest.
+
+        Raises
+        ------
+        ValueError
+            If it is no mask of this model: `next_mask` has made a mistake.
+        """
+        problem = self.space.refuses(mask_P)
+        if problem is not None:
+            raise ValueError(f"next_mask of {type(self).__name__}: {problem}")
         self.mask = KnownMask.of(mask_P, self.mask.version + 1)
         self.ctx.known.hold(MASK, self.mask)
         self._is_initial = False

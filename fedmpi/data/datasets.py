@@ -198,4 +198,5 @@ def _find_files(cfg: DataConfig, file_set: FileSet) -> list[Path]:
             failures.append(str(error))
     looked = "".join(f"\n  {failure}" for failure in failures)
     how = _how_to_get(cfg.name)
-    raise DataError(f"data set {cfg.name} not found; looked in:{looked}\nTo get it: {how}; or set data.root")
+    root = "set data.root" if cfg.root is None else "leave out data.root, which is the only place looked in, or mend it"
+    raise DataError(f"data set {cfg.name} not found; looked in:{looked}\nTo get it: {how}; or {root}")

@@ -48,6 +48,8 @@ class Progress:
         ]
         if not math.isnan(values["test_accuracy"]):
             parts.append(f"test_loss {_loss(values['test_loss'])}  test_acc {values['test_accuracy']:.4f}")
+        if values["density"] < 1:
+            parts.append(f"density {values['density']:.4f}")
         parts.append(f"down {megabytes(values['down_nbytes'])} MB  up {megabytes(values['up_nbytes'])} MB")
         parts.append(f"{values['wall_s']:.3f} s")
         self._console.print("  ".join(parts))

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_file_is_short_and_whole() -> None:
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3
     lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
     assert 20 < len(lines) < 40
     assert max(map(len, BLOCKS[0].splitlines())) <= 120
@@ -112,3 +112,15 @@ def test_what_the_page_says_of_its_settings(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"up +change ", done.stdout)
     assert not (folder / "none" / "ledger.h5").exists()
+
+
+def test_the_mask_that_is_drawn_anew(folder: Path) -> None:
+    settings = [f"algorithm.name={folder / 'half.py'}:REDRAWN", "algorithm.every=4", "algorithm.density=0.3"]
+    done = fedmpi(folder, "run", "run.yaml", *settings, "-o", "out")
+    assert done.returncode == 0, done.stderr
+    with Ledger(folder / "out" / "ledger.h5") as ledger:
+        rounds = ledger.rounds
+    assert rounds["mask_version"].tolist() == [0] * 3 + [1] * 4 + [2] * 4 + [3]
+    assert len(set(rounds["weight_density"].tolist())) == 1
+    assert (rounds["mask_num_grown"][[3, 7, 11]] > 0).all()
+    assert rounds["train_loss"][-1] < rounds["train_loss"][0]

@@ -110,6 +110,11 @@ def test_labels_name_the_settings_that_differ(script, tmp_path):
         "train.nesterov=true", "train.nesterov=false",
     ]  # fmt: skip
     assert script.differences([{"a": 1}, {"a": 1}]) == ["", ""]
+    # All that differ, if asked for: null too, but nothing of a setting that a run does not have.
+    several = [{"a": 1, "b": None, "c": 0, "d": 5}, {"a": 2, "b": 0.9, "c": 0, "d": 5}, {"a": 3, "b": 0.9, "c": 0}]
+    assert script.differences(several) == ["a=1", "a=2", "a=3"]
+    assert script.differences(several, fewest=False) == ["a=1, b=null, d=5", "a=2, b=0.9, d=5", "a=3, b=0.9"]
+    assert script.differences([{"a": 1}, {"a": 1}], fewest=False) == ["", ""]
 
 
 def test_equal_settings_leave_the_folder(script, tmp_path):

@@ -167,6 +167,56 @@ def test_labels_name_the_settings_that_differ(script, write):
     assert script.title(rows) == "cifar10, shards: 398 clients, 2 a round"
 
 
+def test_every_setting_that_differs_is_named(script, write, capsys, tmp_path):
+    """Here one setting alone would tell the rows apart."""
+    settings = [
+        "alpha: 0.1, interval: 2, end_round: null, final_density: 0.9",
+        "alpha: 0.1, interval: 3, end_round: 6, final_density: null",
+    ]
+    labels = [
+        "feddst: interval=2, end_round=null, final_density=0.9",
+        "feddst: interval=3, end_round=6, final_density=null",
+        "fedavg",
+    ]
+    ledgers = [*(write(f"{{name: feddst, {words}}}") for words in settings), write()]
+    out = tmp_path / "table.csv"
+    for _, *rows in tables(script, capsys, *ledgers, "--csv", out):
+        assert [row[0] for row in rows] == labels
+    with out.open(newline="") as file:
+        assert list(dict.fromkeys(row["run"] for row in csv.DictReader(file))) == labels
+
+
+def test_runs_of_unequal_length(script, write, capsys, tmp_path):
+    ledgers = [
+        write(),
+        write("{name: short}", rounds=4, num_rounds=4),
+        write("{name: shorter}", rounds=2, num_rounds=2),
+    ]
+    out = tmp_path / "table.csv"
+    words = [*ledgers, "--caps", "1/4,1", "--count", "wire", "--csv", out]
+    ((header, *rows),) = tables(script, capsys, *words)
+    assert header[1:3] == ["runs", "rounds"]
+    assert [row[1:] for row in rows] == [
+        ["1", "8", "10.00", "40.00"],
+        ["1", "4", "10.00", "30.00"],
+        ["1", "2"] + ["10.00"] * 2,
+    ]
+    with out.open(newline="") as file:
+        assert [row["num_rounds"] for row in csv.DictReader(file)] == ["8", "8", "4", "4", "2", "2"]
+
+    def said(*options):
+        assert script.main([*map(str, ledgers), *options]) == 0
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("runs of unequal")]
+
+    assert said() == ["runs of unequal length: 2, 4 and 8 rounds; the longest sets what 1 means"]
+    # Where no cap is a share of the longest run nothing is said of that.
+    alone = ["runs of unequal length: 2, 4 and 8 rounds"]
+    assert said("--of-dense-rounds", "4") == said("--caps", "8kB") == alone
+    # A run that was cut off is of the same length as the others.
+    ledgers = [write(), write("{name: feddst}", num_rounds=4, status="running")]
+    assert said() == []
+
+
 def test_unfinished_runs_are_told(script, write, capsys, tmp_path):
     killed = write(seed=2, num_rounds=3, status="running")
     nothing_yet = write("{name: feddst}", num_rounds=0, status="running")
@@ -360,6 +410,39 @@ def test_plot(script, write, monkeypatch, tmp_path):
     np.testing.assert_allclose(
         axes.get_lines()[0].get_ydata(), [25, 30, 5 + (20 + 100 / 3) / 2, 5 + (30 + 130 / 3) / 2]
     )
+
+
+def test_marked_tests(script):
+    few, many = np.arange(script.NUM_MARKERS), np.arange(80)
+    assert script.marks([few, few + 1, np.array([])]) == [list(few), list(few), []]
+    (marked,) = script.marks([many])
+    assert (marked[0], marked[-1]) == (0, 79)
+    assert 8 <= len(marked) <= script.NUM_MARKERS
+    # Evenly spaced on the axis, once tests are dense enough there.
+    ratios = [(after + 1) / (at + 1) for at, after in zip(marked, marked[1:], strict=False) if at >= 4]
+    assert max(ratios) < 1.2 * min(ratios)
+    # Lines that hide each other take turns.
+    first, other, second, third = script.marks([many, many + 1, many, many])
+    assert other == marked
+    assert sorted([*first, *second, *third]) == marked
+    assert min(map(len, (first, second, third))) >= 3
+
+
+def test_markers_are_those_of_the_row_in_both_panels(script, write, monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(script, "save", lambda figure, out: figures.append(figure))
+    ledgers = [write(), write("{name: feddst}", kept=0.2, paper=0.4, accuracies=(0.1, 0.2, 0.3, 0.4))]
+    assert script.main([*map(str, ledgers), "-o", str(tmp_path / "o.png")]) == 0
+    (figure,) = figures
+    seen = [
+        [(line.get_color(), line.get_marker(), line.get_markevery()) for line in axes.get_lines()[:2]]
+        for axes in figure.axes
+    ]
+    assert seen[0] == seen[1]
+    assert [marked for _, _, marked in seen[0]] == [[0, 1, 2, 3]] * 2
+    assert {line.get_markersize() for axes in figure.axes for line in axes.get_lines()[:2]} == {8}
+    figure.draw_without_rendering()
+    assert [line.get_markevery() for line in figure.legends[0].get_lines()] == [[1], [1]]
 
 
 def test_as_a_user_starts_it(write, tmp_path):

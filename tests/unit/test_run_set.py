@@ -162,12 +162,24 @@ def test_runs_without_data_are_no_failures(script: Script, started: list[tuple[s
     assert [folder for folder, _ in started] == [f"{name}/seed3" for name in "abcacac"]
 
 
+def test_no_data_for_anything_that_was_to_do(script: Script, started: list[tuple[str, int]], tmp_path: Path) -> None:
+    files = [write_config(tmp_path, name=f"{name}.yaml") for name in "abc"]
+    no_data = {f"{name}_seed3": 3 for name in "abc"}
+    assert script(*files, **no_data)[0] == 3
+    assert script(*files, **{**no_data, "b_seed3": 5})[0] == 1
+    # What was done before was not to do; what is to do is not known to lack data.
+    assert script(files[0])[0] == 0
+    assert script(*files, **no_data)[0] == 3
+    assert script(*files, "--list")[0] == 0
+    assert script(files[0])[0] == 0
+
+
 @pytest.mark.usefixtures("launches")
 def test_a_real_run_without_data(module: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Status 3 comes through from the ranks, and their words say where it was looked for."""
     (tmp_path / "empty").mkdir()
     config = write_config(tmp_path, data={"name": "femnist", "root": str(tmp_path / "empty")})
-    assert module.main([str(config), "-o", str(tmp_path / "out")]) == 0
+    assert module.main([str(config), "-o", str(tmp_path / "out")]) == 3
     said, errors = capfd.readouterr()
     assert said.splitlines()[0] == "small seed3: left out, no data"
     assert said.splitlines()[1].startswith("1 of 1 runs left out, no data")
@@ -276,7 +288,30 @@ def test_an_interruption_ends_the_run_and_the_set(
     assert status == 130
     assert heard.read_text().split() == ["once", "over"]
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("small seed1: failed with status 130 in ")
+    assert line.startswith("small seed1: interrupted in ")
+
+
+def test_an_interruption_between_runs(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(run: object) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(module, "is_done", interrupt)
+    assert module.main([str(write_config(tmp_path)), "-o", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_a_reader_that_has_read_enough(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    command = [sys.executable, str(JOBS / "run_set.py"), f"{config}@1,2,3", "--list"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 141
 
 
 @pytest.mark.parametrize("path", STUDY, ids=lambda path: path.stem)
@@ -296,6 +331,41 @@ def test_experiments_on_the_same_data_differ_in_the_algorithm_alone() -> None:
         assert {**tree, "algorithm": None} == {**usual, "algorithm": None}, name
     algorithms = [(name.partition("_")[0], repr(tree["algorithm"])) for name, tree in trees.items()]
     assert len(set(algorithms)) == len(algorithms)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "status", "num_calls"),
+    [
+        ("000000", 0, 6),
+        ("333333", 3, 6),
+        ("003000", 3, 6),
+        ("031300", 1, 6),
+        ("200000", 1, 6),
+        ("0i0000", 130, 2),
+        ("3p0000", 141, 2),
+    ],
+)
+def test_the_status_of_several_sets(tmp_path: Path, statuses: str, status: int, num_calls: int) -> None:
+    """Python is stood in for: its calls end as `statuses` says in turn, i after Ctrl-C and p without a reader."""
+    (tmp_path / "python").write_text(
+        f"#!/bin/sh\necho >> {tmp_path}/calls\nn=$(wc -l < {tmp_path}/calls)\n"
+        f"case $(echo {statuses} | cut -c$n) in i) exit 130 ;; p) exit 141 ;; 0) exit 0 ;; 3) exit 3 ;; 2) exit 2 ;; esac\n"
+        "exit 1\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([str(JOBS / "feddst_tune.sh")], env=env, cwd=tmp_path, timeout=30, check=False)
+    assert done.returncode == status
+    assert len((tmp_path / "calls").read_text().splitlines()) == num_calls
+
+
+def test_a_trial_goes_where_its_folder_says(tmp_path: Path) -> None:
+    """The -o that is added replaces the study's own, as the head of the script promises."""
+    command = [str(JOBS / "feddst.sh"), "--list", "--only", "cifar10_grasp", "-o", str(tmp_path), "rounds=20"]
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"cifar10_grasp seed1: to run in {tmp_path}/cifar10_grasp/seed1\n"
+    assert "-o runs/trial rounds=" in (JOBS / "feddst.sh").read_text()
 
 
 @pytest.mark.parametrize(("name", "num_runs"), [("feddst", 33), ("feddst_tune", 12)])

@@ -28,7 +28,7 @@ def config(**settings: Any) -> FedDSTConfig:
 
 
 def run_config(**train: Any) -> RunConfig:
-    return RunConfig(rounds=20, train=TrainConfig(**train))
+    return RunConfig(rounds=60, train=TrainConfig(**train))
 
 
 class Spy:
@@ -376,6 +376,8 @@ def test_what_is_warned_of() -> None:
 def test_settings_under_which_nothing_moves_are_warned_of() -> None:
     run = run_config(local_epochs=2)
     short = run.model_copy(update={"rounds": 3})
+    (once,) = check(config(interval=40), initial(), run)
+    assert once == ("algorithm.interval=40 with end_round=30 of rounds=60: weights move in one round alone, the second")
     (still,) = check(config(alpha=0.3, final_density=0.5), initial(), short)
     assert still.startswith("algorithm.end_round=1 of rounds=3: no weight ever moves")
     assert check(config(alpha=0.0), initial(), short) == []

@@ -426,7 +426,7 @@ def test_a_seed_that_makes_another_model_or_another_mask_is_refused() -> None:
         world.server.begin_round(0, [0])
         seed = world.server._seed_down
         world.server._seed_down = replace(seed, **{field: getattr(seed, field) + 1})
-        with pytest.raises(ProtocolError, match=f"{words}.*server.initial_model=full sends it"):
+        with pytest.raises(ProtocolError, match=f"{words}.*server.initial_model=full sends"):
             world.turn(0, 0)
 
 

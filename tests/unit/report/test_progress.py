@@ -20,6 +20,7 @@ def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 ROUND = {
     "round_idx": 4, "num_clients": 10, "num_faults": 0, "train_loss": 0.123456, "test_loss": 0.5,
     "test_accuracy": 0.87654, "down_nbytes": 1_500_000, "up_nbytes": 4_000, "wall_s": 1.23456,
+    "density": 1.0,
 }  # fmt: skip
 
 
@@ -34,6 +35,11 @@ def test_a_rounds_line(capsys: pytest.CaptureFixture[str]) -> None:
         "down 1.500 MB  up 0.004 MB  1.235 s\n"
     )
     assert captured.err == ""
+
+
+def test_a_round_of_a_sparse_model(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress(Console(), 100, 10).round_done({**ROUND, "density": 0.20214})
+    assert "  test_acc 0.8765  density 0.2021  down 1.500 MB" in capsys.readouterr().out
 
 
 def test_a_round_that_was_not_tested(capsys: pytest.CaptureFixture[str]) -> None:
