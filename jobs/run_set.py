@@ -17,11 +17,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple
 
 from fedmpi.config import RunConfig
 from fedmpi.configfile import load_config
@@ -65,13 +66,25 @@ def is_done(run: Wanted) -> bool:
     return True
 
 
+def on_interruption(handler: Callable[[int, FrameType | None], Any]) -> None:
+    """Say what Ctrl-C and a wish to end do; in a shell's background the first would be ignored."""
+    for wish in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wish, handler)
+
+
 def launch(run: Wanted, num_ranks: int) -> int:
     """Run it; return its exit status, 130 after Ctrl-C."""
     words = ["-n", num_ranks, run.config, *run.overrides, "-o", run.out, "--overwrite"]
     command = [sys.executable, "-m", "fedmpi", "launch", *map(str, words)]
     # In a session of its own the run gets a terminal's Ctrl-C from here alone: a second one would cut its end short.
+    # One that comes while the run is being started waits until there is a process to pass it on to.
+    early: list[int] = []
+    on_interruption(lambda number, _: early.append(number))
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
+        on_interruption(signal.default_int_handler)
+        if early:
+            raise KeyboardInterrupt
         return process.wait()
     except KeyboardInterrupt:
         process.send_signal(signal.SIGINT)
@@ -124,8 +137,7 @@ def run_set(argv: Sequence[str] | None) -> int:
         parser.error(str(error))
     if not (runs := [run for run in runs if fnmatchcase(run.config.stem, args.only)]):
         parser.error(f"expected a run at least, got none with --only {args.only}")
-    for wish in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: in a shell's background it would be ignored
-        signal.signal(wish, signal.default_int_handler)
+    on_interruption(signal.default_int_handler)
     statuses = []
     for run in runs:
         status, words = do(run, args)

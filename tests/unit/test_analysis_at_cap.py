@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -419,7 +420,7 @@ def test_marked_tests(script):
     assert (marked[0], marked[-1]) == (0, 79)
     assert 8 <= len(marked) <= script.NUM_MARKERS
     # Evenly spaced on the axis, once tests are dense enough there.
-    ratios = [(after + 1) / (at + 1) for at, after in zip(marked, marked[1:], strict=False) if at >= 4]
+    ratios = [(after + 1) / (at + 1) for at, after in pairwise(marked) if at >= 4]
     assert max(ratios) < 1.2 * min(ratios)
     # Lines that hide each other take turns.
     first, other, second, third = script.marks([many, many + 1, many, many])
