@@ -136,19 +136,19 @@ class World:
         """Hold the conversation with one client."""
         conversation = self.server.converse(round_idx, client_id)
         frames: list[Frame] = []
-        action = next(conversation, None)
-        while isinstance(action, Message):
-            frame = encode(action, self.server_schema, self.pool)
-            frames.append(replace(frame, buffer=frame.buffer.copy()))
-            action = next(conversation, None)
+        try:
+            while True:
+                frame = encode(next(conversation), self.server_schema, self.pool)  # type: ignore[arg-type]
+                frames.append(replace(frame, buffer=frame.buffer.copy()))
+        except StopIteration as end:
+            wanted = end.value
         channel = _Channel(self, frames)
         fresh = {name: tensor.clone() for name, tensor in self.client.declare_state().items()}
         self.client.client_state = self.states.get(client_id, fresh)
         self.client.run(round_idx, client_id, Shard(DATA, PARTS[client_id]), channel)
         self.states[client_id] = self.client.client_state
         assert channel.frame is not None and not channel.queue
-        up, _ = decode(channel.frame.buffer, (SparseModelUp,), self.server_schema)
-        assert isinstance(up, SparseModelUp)
+        up: Any = decode(channel.frame.buffer, (wanted,), self.server_schema)[0]
         return Turn(client_id, channel.received, up, frames, channel.frame)
 
     def play(self, round_idx: int, cohort: Sequence[int], lost: Sequence[int] = ()) -> list[Turn]:
