@@ -179,9 +179,11 @@ class SparseServer(ExchangeServer):
 
     def aggregate(self, round_idx: int, client_id: int, result: Message) -> None:
         assert isinstance(result, SparseModelUp)
-        if result.version != self.mask.version:
+        versions = {result.version, result.weights.mask.version}
+        if versions != {self.mask.version}:
+            wrong = next(iter(versions - {self.mask.version}))
             raise ProtocolError(
-                f"client {client_id} has trained with version {result.version} of the mask, the server's is "
+                f"client {client_id} has trained with version {wrong} of the mask, the server's is "
                 f"{self.mask.version}: its state is of another run or a later round"
             )
         if result.mask is not None:

@@ -519,3 +519,17 @@ def test_while_the_model_is_the_initial_one_a_new_client_is_sent_the_seed_alone(
     world.server.load_state_dict(state)
     (last,) = world.play(3, [4])
     assert [type(down) for down in last.downs] == [SparseSeedDown, SparseModelDown]
+
+
+def test_weights_under_an_older_mask_that_the_server_still_holds_are_refused() -> None:
+    world = World("feddst", density=0.3, **EVERY)
+    world.play(0, [0, 1])
+    world.play(1, [0])
+    assert world.server.mask.version == 1
+    old = world.server.ctx.known.get("mask", 0)
+    assert isinstance(old, KnownMask)
+    stale = replace(
+        world.turn(2, 1).up, mask=None, weights=MaskedValues(np.zeros(old.indices.size, np.float32), old), version=1
+    )
+    with pytest.raises(ProtocolError, match="client 1 has trained with version 0 of the mask, the server's is 1"):
+        world.server.aggregate(2, 1, stale)
