@@ -29,13 +29,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from fedmpi.algorithms.base import (
-    Algorithm,
-    AlgorithmConfig,
-    ClientContext,
-    Conversation,
-    ServerContext,
-)
+from fedmpi.algorithms.base import Algorithm, AlgorithmConfig, ClientContext, Conversation, ServerContext
 from fedmpi.algorithms.masking import MaskSpace
 from fedmpi.algorithms.sparse_client import MaskInUse, SparseClient
 from fedmpi.algorithms.sparse_messages import DensityConfig, mask_sizes, message_classes

@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmpi.algorithms.averaging import dense_ints
-from fedmpi.algorithms.base import (
-    AlgorithmConfig,
-    Channel,
-    ClientContext,
-    ClientHalf,
-)
+from fedmpi.algorithms.base import AlgorithmConfig, Channel, ClientContext, ClientHalf
 from fedmpi.algorithms.masking import MaskSpace
 from fedmpi.algorithms.sparse_messages import (
     MASK,

@@ -15,9 +15,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from fedmpi.algorithms.base import (
-    AlgorithmConfig,
-)
+from fedmpi.algorithms.base import AlgorithmConfig
 from fedmpi.algorithms.budgets import Distribution, empty_layers, layer_counts
 from fedmpi.algorithms.masking import Counts, MaskSpace
 from fedmpi.config import RunConfig

@@ -33,7 +33,7 @@ class Setup:
     participation: Participation
     initial: InitialModel
     schema: Schema
-    num_rounds: int
+    num_rounds: int  # of the run, also where a dry run's configuration has fewer
     warnings: list[str] = field(default_factory=list)
     dry_run: bool = False
 
