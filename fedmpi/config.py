@@ -186,6 +186,9 @@ class ServerConfig(Section):
     hold_nbytes: int = Field(
         1_000_000_000, ge=0, description="bytes of replies that may wait for their turn to be added"
     )
+    max_in_flight: int = Field(
+        8, ge=1, description="messages of one client that may wait for the server; beyond them the client does"
+    )
     nonfinite: Literal["stop", "drop"] = Field(
         "stop",
         description="what a reply with NaN or infinity in it does: stop the run, or be left out and noted in `faults`",

@@ -125,7 +125,7 @@ def _serve(
             _start_player(rank, setup, members, cleanup)
         progress = Progress(console, config.rounds, config.participation.clients_per_round)
         domains = [_domain(config, members, r) for r in range(comm.size)]
-        server = Server(rank, setup, domains, ledger, Listeners([progress]))
+        server = Server(rank, setup, domains, ledger, Listeners([progress]), torch.device(members.places[0].device))
         try:
             totals = server.run(lambda: bool(stop))
         finally:
@@ -172,7 +172,7 @@ def _work(
         return error.exit_status
     assert setup is not None, "rank 0 starts no run with a rank that has a problem"
     _start_player(rank, setup, members, cleanup)
-    run_worker(rank, setup)
+    run_worker(rank, setup, torch.device(members.places[rank.comm.rank].device))
     return 0
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedmpi.config import NamedSection, RunConfig, TrainConfig
@@ -19,6 +20,7 @@ from fedmpi.data.shard import Shard
 from fedmpi.flat import FlatModel, Layout
 from fedmpi.models.initial import InitialModel
 from fedmpi.models.operations import Uses
+from fedmpi.models.spec import ModelSpec
 from fedmpi.rng import stream
 from fedmpi.train.local import LocalStats, train_local
 from fedmpi.wire.known import Known
@@ -74,6 +76,18 @@ class ServerContext:
         `fedmpi.models.operations`.
     warn : callable
         ``f(words)`` shows a warning to the user, among the lines of the rounds.
+    model : ModelSpec, optional
+        The run's network, for halves that compute with it.
+    train_config : TrainConfig
+    device : torch.device
+        Where a half that trains should: that of the rank that holds the conversation.
+    schema : Schema, optional
+        For decoding bytes of messages that the half has kept; see `Message.received`.
+    stats : list of LocalStats
+        What a conversation has trained on the server's side: it adds to the list, and the round's training loss is made
+        of that and of what clients train.
+    dry_run : bool
+        Messages are wanted, training is not.
     """
 
     seed: int
@@ -84,6 +98,12 @@ class ServerContext:
     num_rounds: int = 1
     weight_uses: Callable[[], Mapping[str, Uses]] = dict
     warn: Callable[[str], None] = lambda words: None
+    model: ModelSpec | None = None
+    train_config: TrainConfig = field(default_factory=TrainConfig)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    schema: Schema | None = None
+    stats: list[LocalStats] = field(default_factory=list)
+    dry_run: bool = False
 
 
 @dataclass
@@ -108,6 +128,8 @@ class ClientContext:
         Where the half keeps what messages are coded against: of all clients that the rank plays, so by version.
     num_rounds, weight_uses
         As in `ServerContext`.
+    max_samples : int
+        Samples of the client that has most.
     """
 
     seed: int
@@ -120,6 +142,7 @@ class ClientContext:
     known: Known = field(default_factory=Known)
     num_rounds: int = 1
     weight_uses: Callable[[], Mapping[str, Uses]] = dict
+    max_samples: int = 0
 
 
 class ServerHalf(ABC):
@@ -135,8 +158,12 @@ class ServerHalf(ABC):
     ctx : ServerContext
     """
 
-    reads_evaluation: ClassVar[bool] = False
+    reads_evaluation: bool = False
     """Finish a round's evaluation, and call `evaluated`, before the next round begins."""
+
+    is_sequential: bool = False
+    """Hold a round's conversations one after the other, in ascending client_id, on rank 0: each begins when the one
+    before has been aggregated, and may start from what that changed."""
 
     def __init__(self, config: AlgorithmConfig, ctx: ServerContext) -> None:
         self.ctx = ctx
@@ -181,6 +208,20 @@ class ServerHalf(ABC):
     @abstractmethod
     def load_state_dict(self, state: StateDict) -> None:
         """Take over a `state_dict`."""
+
+    def shared_state(self) -> StateDict:
+        """Return what ranks that hold conversations are sent each round, for `load_state_dict`; all of it here.
+
+        What only some conversations need goes into their `brief` instead.
+        """
+        return self.state_dict()
+
+    def brief(self, round_idx: int, client_id: int) -> StateDict:
+        """Return what another rank needs to hold this conversation, beside `shared_state`; nothing here."""
+        return {}
+
+    def take_brief(self, round_idx: int, client_id: int, brief: StateDict) -> None:
+        """Take over a `brief` that was not empty, on the rank that will hold the conversation."""
 
 
 class ExchangeServer(ServerHalf):
@@ -300,6 +341,9 @@ class Algorithm:
     config, server, client : classes
     sizes : callable, optional
         ``f(config, layout)`` returning the sizes that its messages name beside those of the layout.
+    model_sizes : callable, optional
+        ``f(config, model, run)`` returning such sizes as follow from the run's network, a `ModelSpec`, and the run's
+        configuration; it raises `ConfigError` for a network that the algorithm cannot train.
     messages : callable, optional
         ``f(config)`` returning the message classes that it sends, so that their codecs are compiled before the first
         round; those of others are when they are first used.
@@ -317,13 +361,18 @@ class Algorithm:
     server: Callable[..., ServerHalf]
     client: Callable[..., ClientHalf]
     sizes: Callable[[AlgorithmConfig, Layout], Mapping[str, int]] | None = None
+    model_sizes: Callable[[AlgorithmConfig, ModelSpec, RunConfig], Mapping[str, int]] | None = None
     messages: Callable[[AlgorithmConfig], Sequence[type[Message]]] | None = None
     check: Callable[[AlgorithmConfig, InitialModel, RunConfig], list[str]] | None = None
     rounds_alike: bool = True
     warm_up: Callable[[AlgorithmConfig], None] | None = None
 
-    def schema(self, config: AlgorithmConfig, layout: Layout) -> Schema:
+    def schema(
+        self, config: AlgorithmConfig, layout: Layout, model: ModelSpec | None = None, run: RunConfig | None = None
+    ) -> Schema:
         """Return the sizes that this algorithm's messages may name."""
         schema = layout.schema()
-        extra = self.sizes(config, layout) if self.sizes else {}
+        extra = dict(self.sizes(config, layout)) if self.sizes else {}
+        if self.model_sizes is not None and model is not None and run is not None:
+            extra |= self.model_sizes(config, model, run)
         return replace(schema, sizes={**schema.sizes, **extra})

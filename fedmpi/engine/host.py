@@ -17,6 +17,7 @@ from fedmpi.engine.reply import Arrived, Reply, TurnReport, check_finite, decode
 from fedmpi.engine.rows import Figures
 from fedmpi.errors import NonFiniteError, ProtocolError
 from fedmpi.ledger.schema import MessageRow
+from fedmpi.train.local import LocalStats
 from fedmpi.wire import frame as framing
 from fedmpi.wire.bound import bound_nbits
 from fedmpi.wire.frame import Frame
@@ -37,6 +38,9 @@ class _Hosted:
     message: Message | None = None
     ended: bool = False
     running: bool = False
+    num_taken: int = 0
+    num_told: int = 0
+    stats: list[LocalStats] = field(default_factory=list)
     fault: str = ""
     report: TurnReport | None = None
 
@@ -55,6 +59,9 @@ class Host:
         ``f(round_idx, client_id)``: whether the client is lost once it has what the server says first.
     drop_nonfinite : bool
         Leave out a client that sends NaN or infinity, instead of raising NonFiniteError.
+    max_in_flight : int
+        Messages of one client that may wait here. Its player holds back the next until it is told that one was taken,
+        so a client that computes faster than the server fills no memory.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class Host:
         *,
         drops_out: Callable[[int, int], bool] = lambda round_idx, client_id: False,
         drop_nonfinite: bool = False,
+        max_in_flight: int = 8,
     ) -> None:
         self._rank = rank
         self._algorithm = algorithm
@@ -73,6 +81,8 @@ class Host:
         self._on_reply = on_reply
         self._drops_out = drops_out
         self._drop_nonfinite = drop_nonfinite
+        # Told in batches: the usual conversation, of one message up, is told nothing at all.
+        self._tell_every = max(1, max_in_flight // 2)
         self._hosted: dict[int, _Hosted] = {}
         # An object that the algorithm returns for many clients of a round is encoded once.
         self._frames: WeakKeyDictionary[Message, tuple[Frame, Figures]] = WeakKeyDictionary()
@@ -114,6 +124,9 @@ class Host:
             raise ProtocolError(f"client {hosted.client_id}: expected message {hosted.num_ups}, got {envelope.step}")
         hosted.num_ups += 1
         hosted.inbox.append(arrived)
+        if hosted.ended and not hosted.fault and len(hosted.inbox) > (hosted.message is None):
+            # Said here and not at the end of the turn, which a client that is held back would never reach.
+            raise ProtocolError(_too_many(hosted))
         if hosted.fault:
             self._decode(hosted)  # it was sent, so it has a row
         elif not hosted.ended and not hosted.running:
@@ -154,8 +167,13 @@ class Host:
             expected = (found,) if found else ()
         message, row = decode_up(self._rank, arrived, expected, self._schema, key)
         hosted.rows.append(row)
+        hosted.num_taken += 1
         if hosted.fault:
             return None
+        if hosted.num_taken - hosted.num_told >= self._tell_every and hosted.report is None:
+            hosted.num_told = hosted.num_taken
+            taken = Envelope(Topic.TAKEN, False, hosted.round_idx, hosted.client_id, hosted.num_taken)
+            self._rank.send(hosted.player, taken)
         try:
             check_finite(message, key)
         except NonFiniteError:
@@ -182,6 +200,7 @@ class Host:
             # random numbers, nor may a message that comes meanwhile enter the generator a second time.
             random_state = torch.get_rng_state()
             hosted.running = True
+            stats = self._algorithm.ctx.stats
             try:
                 action = hosted.generator.send(received)
             except StopIteration as stop:
@@ -192,6 +211,8 @@ class Host:
                     hosted.expected = _as_tuple(stop.value)
             finally:
                 hosted.running = False
+                hosted.stats += stats
+                stats.clear()
                 torch.set_rng_state(random_state)
                 self._rank.timer.switch(left)
             received = None
@@ -242,9 +263,7 @@ class Host:
                 key = (hosted.round_idx, hosted.client_id, hosted.player)
                 decode_up(self._rank, waiting, hosted.expected, self._schema, key)
         if hosted.inbox:
-            raise ProtocolError(
-                f"client {hosted.client_id} sent {len(hosted.inbox)} messages more than the server takes"
-            )
+            raise ProtocolError(_too_many(hosted))
         if len(hosted.report.downs) != len(hosted.downs):
             raise ProtocolError(
                 f"client {hosted.client_id} ended its turn after {len(hosted.report.downs)} of {len(hosted.downs)} "
@@ -262,12 +281,19 @@ class Host:
                 hosted.client_id,
                 hosted.player,
                 hosted.rows,
-                hosted.report,
+                hosted.report.with_training(hosted.stats),
                 hosted.message,
                 waiting,
                 hosted.fault,
             )
         )
+
+
+def _too_many(hosted: _Hosted) -> str:
+    return (
+        f"client {hosted.client_id} sent {len(hosted.inbox) - (hosted.message is None)} messages more than the server "
+        "takes"
+    )
 
 
 def _as_tuple(types: MessageTypes) -> tuple[type[Message], ...]:

@@ -23,7 +23,6 @@ from fedmpi.engine.setup import Setup
 from fedmpi.engine.statefile import unpack_state
 from fedmpi.errors import ProtocolError
 from fedmpi.flat import FlatModel
-from fedmpi.models.registry import build_model
 from fedmpi.rng import stream_seed
 from fedmpi.train.evaluate import evaluate_batch
 from fedmpi.train.local import seed_torch
@@ -43,6 +42,7 @@ class _Turn:
     inbox: deque[tuple[Packet, float]] = field(default_factory=deque)
     downs: list[tuple[float, float]] = field(default_factory=list)
     num_ups: int = 0
+    num_taken: int = 0
     dropped: bool = False
 
 
@@ -98,6 +98,7 @@ class _TurnChannel:
 
     def send(self, message: Message) -> None:
         turn, rank = self._turn, self._player.rank
+        self._wait_for_room()
         left = rank.timer.switch("encode")
         start = perf_counter()
         frame = framing.encode(message, self._player.schema, rank.comm.pool)
@@ -114,6 +115,23 @@ class _TurnChannel:
         )
         turn.num_ups += 1
         rank.send(turn.host, envelope, frame.buffer)
+        rank.timer.switch(left)
+
+
+    def _wait_for_room(self) -> None:
+        """Wait while too many messages of this client wait for the server.
+
+        A client that the server has given up is not held back: what it sends must not depend on when it learns that.
+        """
+        turn, rank = self._turn, self._player.rank
+        most = self._player.setup.config.server.max_in_flight
+        if turn.num_ups - turn.num_taken < most or turn.dropped:
+            return
+        left = rank.timer.switch("other")
+        rank.wait_until(
+            lambda: turn.num_ups - turn.num_taken < most or turn.dropped,
+            lambda: f"rank {turn.host} to take a message of client {turn.client_id} (round {turn.round_idx})",
+        )
         rank.timer.switch(left)
 
 
@@ -134,10 +152,7 @@ class Player:
         self.setup = setup
         self.schema = setup.schema.of_one_half()  # in a run on one rank, what the server holds is not the clients'
         self._store = store
-        module = build_model(
-            setup.model_config, setup.dataset.shape, setup.dataset.num_classes, setup.initial.init_seed
-        )
-        self._model = FlatModel(module, device)
+        self._model = FlatModel(setup.model.build(setup.initial.init_seed), device)
         augment = setup.config.data.augment == "crop_flip"
         self._train_data = device_data(setup.dataset, "train", device, augment)
         self._test_data = device_data(setup.dataset, "test", device)
@@ -151,6 +166,7 @@ class Player:
             known=self.schema.known,
             num_rounds=setup.num_rounds,
             weight_uses=functools.cache(setup.weight_uses),
+            max_samples=int(setup.partition.sizes.max()),
         )
         self._context = context
         self._client = setup.algorithm.client(setup.algorithm_config, context)
@@ -165,6 +181,7 @@ class Player:
                 Topic.DOWN: self._on_down,
                 Topic.START: self._on_start,
                 Topic.DROP: self._on_drop,
+                Topic.TAKEN: self._on_taken,
                 Topic.EVAL_MODEL: self._on_eval_model,
                 Topic.EVAL: self._queue.append,
                 Topic.STATE_WANT: self._on_state_want,
@@ -286,6 +303,12 @@ class Player:
         turn = self._turns.get(packet.envelope.client_id)
         if turn is not None and turn.round_idx == packet.envelope.round_idx:
             turn.dropped = True
+
+    def _on_taken(self, packet: Packet) -> None:
+        # The turn may be over: the client had sent all it had to.
+        turn = self._turns.get(packet.envelope.client_id)
+        if turn is not None and turn.round_idx == packet.envelope.round_idx:
+            turn.num_taken = packet.envelope.step
 
     def _on_eval_model(self, packet: Packet) -> None:
         state = unpack_state(packet.body, f"the model to test from rank {packet.source}")

@@ -35,6 +35,7 @@ class Topic(IntEnum):
     FAIL = 17  # worker to 0: this rank failed, in words
     DROP = 18  # host to player: the client is lost, or its message of no use; its turn is over
     QUIT = 19  # 0 to worker: the run does not start; arg is the exit status
+    TAKEN = 20  # host to player: how many of the client's messages the server has taken, in step
 
 
 def pack_floats(*numbers: float) -> np.ndarray:

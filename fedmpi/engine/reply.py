@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from fedmpi.engine.rank import Rank, unpack_floats
 from fedmpi.engine.rows import Figures
 from fedmpi.errors import NonFiniteError, ProtocolError
 from fedmpi.ledger.schema import MessageRow
+from fedmpi.train.local import LocalStats
 from fedmpi.wire import frame as framing
 from fedmpi.wire.message import Message, Schema
 
@@ -42,6 +44,16 @@ class TurnReport:
     kept_state: bool
     phase_totals: list[float]
     downs: list[tuple[float, float]]
+
+    def with_training(self, stats: Sequence[LocalStats]) -> TurnReport:
+        """Return the report with what was trained for the client on the server's side counted in."""
+        if not stats:
+            return self
+        parts = [LocalStats(self.num_steps, self.num_samples, self.loss if self.num_samples else 0.0), *stats]
+        num_samples = sum(part.num_samples for part in parts)
+        loss = sum(part.loss * part.num_samples for part in parts) / num_samples if num_samples else self.loss
+        num_steps = sum(part.num_steps for part in parts)
+        return replace(self, loss=loss, num_steps=num_steps, num_samples=num_samples)
 
     def floats(self) -> list[float]:
         """Return the report as plain numbers."""

@@ -9,6 +9,7 @@ from functools import cached_property
 from time import perf_counter
 
 import numpy as np
+import torch
 
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.engine.evaluation import Evaluation, ToTest, what_to_test
@@ -29,6 +30,7 @@ from fedmpi.ledger.writer import LedgerWriter
 from fedmpi.wire import frame as framing
 from fedmpi.wire.message import Message
 
+CPU = torch.device("cpu")
 _DENSE_ITEM_NBYTES = 4
 _OWN_COLUMNS = {column.name for column in ROUND_COLUMNS} - {"density"}
 _TIMED = PHASES[: PHASES.index("log") + 1]
@@ -45,10 +47,18 @@ class Server:
         By rank: which client state folder it sees.
     ledger : LedgerWriter
     listeners : Listeners
+    device : torch.device
+        Where the server half computes, if it does.
     """
 
     def __init__(
-        self, rank: Rank, setup: Setup, domains: Sequence[str], ledger: LedgerWriter, listeners: Listeners
+        self,
+        rank: Rank,
+        setup: Setup,
+        domains: Sequence[str],
+        ledger: LedgerWriter,
+        listeners: Listeners,
+        device: torch.device = CPU,
     ) -> None:
         self._rank = rank
         self._setup = setup
@@ -57,11 +67,14 @@ class Server:
         self._listeners = listeners
         config = setup.config
         self._workers = list(range(1, rank.comm.size)) or [0]
-        self._algorithm = make_server_half(setup, listeners.warned)
+        self._algorithm = make_server_half(setup, device, listeners.warned)
         self._host = make_host(rank, setup, self._algorithm, self._on_reply)
+        # Nothing to hold for its turn makes the order of dealing that of the clients' numbers.
+        hold_nbytes = 0 if self._algorithm.is_sequential else config.server.hold_nbytes
         self._dispatcher = Dispatcher(
-            self._workers, config.server.hold_nbytes, _DENSE_ITEM_NBYTES * setup.initial.layout.num_state
+            self._workers, hold_nbytes, _DENSE_ITEM_NBYTES * setup.initial.layout.num_state
         )
+        self._num_open = 0  # clients that were dealt and not yet aggregated
         self._replies: dict[int, Reply] = {}
         self._held_nbytes = 0
         self._away: set[int] = set()  # clients whose conversations other ranks host
@@ -148,6 +161,9 @@ class Server:
                 loss_sum += reply.report.loss * reply.report.num_samples
                 num_samples += reply.report.num_samples
             self._listeners.client_done(round_idx, num_done + 1, len(cohort))
+            self._num_open -= 1
+            if self._algorithm.is_sequential:
+                self._deal()
         # What is framed in place must have left before it changes.
         rank.flush()
         with rank.timer.phase("aggregate"):
@@ -215,8 +231,9 @@ class Server:
         """Give out work while workers can take it: clients first, then batches to test."""
         while not self._dispatcher.all_dealt:
             worker = self._dispatcher.free_worker()
-            if worker is None:
+            if worker is None or (self._num_open and self._algorithm.is_sequential):
                 return
+            self._num_open += 1
             self._deal_client(self._dispatcher.next_client(worker, self._held_nbytes), worker)
         evaluation = self._evaluation
         while evaluation is not None and not evaluation.all_dealt:
@@ -236,15 +253,20 @@ class Server:
         else:
             self._away.add(client_id)
             envelope = Envelope(Topic.HOST, False, self._round_idx, client_id, step=state_version, arg=player)
-            self._rank.send(host, envelope)
+            brief = self._algorithm.brief(self._round_idx, client_id)
+            self._rank.send(host, envelope, pack_state(brief, self._rank.comm.pool) if brief else None)
 
     def _workers_at_home(self, client_id: int) -> list[int]:
         """Return the workers that see a client's newest state."""
         home = self._domains[self._homes[client_id][1]]
         return [worker for worker in self._workers if self._domains[worker] == home]
 
+    @property
+    def _hosting(self) -> str:
+        return "rank0" if self._algorithm.is_sequential else self._setup.config.server.host
+
     def _host_of(self, player: int) -> int:
-        policy = self._setup.config.server.host
+        policy = self._hosting
         if policy == "rank0":
             return 0
         if policy == "player":
@@ -253,9 +275,9 @@ class Server:
 
     def _share_state(self, round_idx: int, cohort: list[int]) -> None:
         """Send the server half's state to the ranks that will host conversations."""
-        if self._setup.config.server.host == "rank0" or self._workers == [0]:
+        if self._hosting == "rank0" or self._workers == [0]:
             return
-        state = pack_state(self._algorithm.state_dict(), self._rank.comm.pool)
+        state = pack_state(self._algorithm.shared_state(), self._rank.comm.pool)
         body = join_parts(state, np.array(cohort, np.int64).view(np.uint8))
         for worker in self._workers:
             self._rank.send(worker, Envelope(Topic.ROUND, False, round_idx), body)

@@ -15,6 +15,7 @@ from fedmpi.models import registry as models
 from fedmpi.models.initial import InitialModel, initial_model
 from fedmpi.models.operations import Uses, weight_uses
 from fedmpi.models.registry import ModelConfig
+from fedmpi.models.spec import ModelSpec
 from fedmpi.rng import ANY, stream_seed
 from fedmpi.wire.message import Schema
 from fedmpi.wire.warm import warm_up
@@ -37,6 +38,11 @@ class Setup:
     warnings: list[str] = field(default_factory=list)
     dry_run: bool = False
 
+    @property
+    def model(self) -> ModelSpec:
+        """The run's network."""
+        return ModelSpec(self.model_config, self.dataset.shape, self.dataset.num_classes)
+
     def build_initial(self, init_seed: int) -> InitialModel:
         """Return the model of a seed; that of the run's own seed is kept."""
         if init_seed == self.initial.init_seed:
@@ -45,9 +51,7 @@ class Setup:
 
     def weight_uses(self) -> dict[str, Uses]:
         """Return how one sample's forward and backward pass use each layer's weights."""
-        shape = self.dataset.shape
-        module = models.build_model(self.model_config, shape, self.dataset.num_classes, self.initial.init_seed)
-        return weight_uses(module, shape)
+        return weight_uses(self.model.build(self.initial.init_seed), self.dataset.shape)
 
     def warm_up(self) -> None:
         """Compile what the algorithm needs, the codecs of its messages and its own, and what the model needs."""
@@ -97,7 +101,8 @@ def prepare(config: RunConfig) -> Setup:
         raise ConfigError(
             "server.initial_model must be auto or full with model.weights, whose numbers no seed stands for, got 'seed'"
         )
-    schema = replace(algorithm.schema(algorithm_config, initial.layout), wire=config.wire)
+    spec = ModelSpec(model_config, dataset.shape, dataset.num_classes)
+    schema = replace(algorithm.schema(algorithm_config, initial.layout, spec, config), wire=config.wire)
     warnings = algorithm.check(algorithm_config, initial, config) if algorithm.check is not None else []
     return Setup(
         config,

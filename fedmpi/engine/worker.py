@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from fedmpi.algorithms.base import ServerContext, ServerHalf
 from fedmpi.comm.base import Envelope, Packet
@@ -20,7 +21,9 @@ from fedmpi.engine.totals import send_bye
 from fedmpi.wire import frame as framing
 
 
-def make_server_half(setup: Setup, warn: Callable[[str], None] = lambda words: None) -> ServerHalf:
+def make_server_half(
+    setup: Setup, device: torch.device, warn: Callable[[str], None] = lambda words: None
+) -> ServerHalf:
     """Build the algorithm's server half as the configuration has it; `warn` shows its warnings."""
     send_seed = setup.config.server.initial_model != "full" and not setup.initial.from_file
     context = ServerContext(
@@ -32,6 +35,11 @@ def make_server_half(setup: Setup, warn: Callable[[str], None] = lambda words: N
         setup.num_rounds,
         functools.cache(setup.weight_uses),
         warn,
+        setup.model,
+        setup.config.train,
+        device,
+        setup.schema,
+        dry_run=setup.dry_run,
     )
     return setup.algorithm.server(setup.algorithm_config, context)
 
@@ -45,10 +53,11 @@ def make_host(rank: Rank, setup: Setup, algorithm: ServerHalf, on_reply: Callabl
         on_reply,
         drops_out=setup.participation.drops_out,
         drop_nonfinite=setup.config.server.nonfinite == "drop",
+        max_in_flight=setup.config.server.max_in_flight,
     )
 
 
-def run_worker(rank: Rank, setup: Setup) -> None:
+def run_worker(rank: Rank, setup: Setup, device: torch.device) -> None:
     """Work until rank 0 says stop, then send it this rank's totals. A `Player` serves the rank already."""
     stopped = False
 
@@ -58,7 +67,7 @@ def run_worker(rank: Rank, setup: Setup) -> None:
 
     rank.handlers[Topic.STOP] = on_stop
     if setup.config.server.host != "rank0":
-        serve_conversations(rank, setup, make_server_half(setup))
+        serve_conversations(rank, setup, make_server_half(setup, device))
     # However long the others train: if rank 0 goes, MPI ends this rank.
     rank.wait_until(lambda: stopped, lambda: "its next client from rank 0", may_work=True, timeout_s=math.inf)
     rank.flush()
@@ -91,6 +100,9 @@ def serve_conversations(rank: Rank, setup: Setup, algorithm: ServerHalf) -> None
 
     def on_host(packet: Packet) -> None:
         envelope = packet.envelope
+        if packet.body.size:
+            brief = unpack_state(packet.body, f"what a conversation needs, from rank {packet.source}")
+            algorithm.take_brief(envelope.round_idx, envelope.client_id, brief)
         host.start(envelope.round_idx, envelope.client_id, envelope.arg, envelope.step)
 
     rank.handlers[Topic.ROUND] = on_round

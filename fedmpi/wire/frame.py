@@ -241,7 +241,9 @@ def _decode_body(
             codec_name, largest = section.codec, nbytes
     if position != len(data):
         raise WireError(f"{name} body", offset=position, expected="the end", got=f"{len(data) - position} bytes more")
-    return message_class(**fields), Frame(buffer, payload_nbytes, index_nbytes, value_nbytes, codec_name)
+    message = message_class(**fields)
+    object.__setattr__(message, "received", buffer)  # messages are frozen
+    return message, Frame(buffer, payload_nbytes, index_nbytes, value_nbytes, codec_name)
 
 
 def message_class_of(buffer: np.ndarray) -> type[Message] | None:

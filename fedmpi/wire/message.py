@@ -265,6 +265,8 @@ class Message:
     direction: ClassVar[Direction]
     value_fields: ClassVar[tuple[ValueField, ...]]
     number_fields: ClassVar[tuple[NumberField, ...]]
+    received: np.ndarray | None = None
+    """The frame that a decoded message came as, (wire_nbytes,) uint8: a view, copy to keep. None where it was made."""
 
     def values(self) -> list[Value]:
         """Return the values that are present, in the order of their declaration."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Scripted(ServerHalf):
     """Its conversations are those of a script."""
 
     def __init__(self, script: Script) -> None:
-        super().__init__(AlgorithmConfig(name="scripted"), None)  # type: ignore[arg-type]
+        super().__init__(AlgorithmConfig(name="scripted"), SimpleNamespace(stats=[]))  # type: ignore[arg-type]
         self._script = script
 
     def converse(self, round_idx: int, client_id: int) -> Conversation:
@@ -356,8 +357,7 @@ def test_a_client_that_says_too_much() -> None:
     play = Play()
     play.start()
     play.up(answer())
-    play.up(answer(), 1)
-    refused("^client 5 sent 1 messages more than the server takes$", play.done)
+    refused("^client 5 sent 1 messages more than the server takes$", play.up, answer(), 1)
 
 
 def test_a_client_that_says_too_little() -> None:
