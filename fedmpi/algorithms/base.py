@@ -76,7 +76,7 @@ class ServerContext:
         `fedmpi.models.operations`.
     warn : callable
         ``f(words)`` shows a warning to the user, among the lines of the rounds.
-    model : ModelSpec, optional
+    spec : ModelSpec, optional
         The run's network, for halves that compute with it.
     train_config : TrainConfig
     device : torch.device
@@ -98,7 +98,7 @@ class ServerContext:
     num_rounds: int = 1
     weight_uses: Callable[[], Mapping[str, Uses]] = dict
     warn: Callable[[str], None] = lambda words: None
-    model: ModelSpec | None = None
+    spec: ModelSpec | None = None
     train_config: TrainConfig = field(default_factory=TrainConfig)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     schema: Schema | None = None
@@ -126,7 +126,7 @@ class ClientContext:
         Messages are wanted, training is not: `ClientHalf.train_local` returns at once, and a loop of one's own should.
     known : Known
         Where the half keeps what messages are coded against: of all clients that the rank plays, so by version.
-    num_rounds, weight_uses
+    num_rounds, weight_uses, spec
         As in `ServerContext`.
     max_samples : int
         Samples of the client that has most.
@@ -142,6 +142,7 @@ class ClientContext:
     known: Known = field(default_factory=Known)
     num_rounds: int = 1
     weight_uses: Callable[[], Mapping[str, Uses]] = dict
+    spec: ModelSpec | None = None
     max_samples: int = 0
 
 
@@ -342,7 +343,7 @@ class Algorithm:
     sizes : callable, optional
         ``f(config, layout)`` returning the sizes that its messages name beside those of the layout.
     model_sizes : callable, optional
-        ``f(config, model, run)`` returning such sizes as follow from the run's network, a `ModelSpec`, and the run's
+        ``f(config, spec, run)`` returning such sizes as follow from the run's network, a `ModelSpec`, and the run's
         configuration; it raises `ConfigError` for a network that the algorithm cannot train.
     messages : callable, optional
         ``f(config)`` returning the message classes that it sends, so that their codecs are compiled before the first
@@ -368,11 +369,11 @@ class Algorithm:
     warm_up: Callable[[AlgorithmConfig], None] | None = None
 
     def schema(
-        self, config: AlgorithmConfig, layout: Layout, model: ModelSpec | None = None, run: RunConfig | None = None
+        self, config: AlgorithmConfig, layout: Layout, spec: ModelSpec | None = None, run: RunConfig | None = None
     ) -> Schema:
         """Return the sizes that this algorithm's messages may name."""
         schema = layout.schema()
         extra = dict(self.sizes(config, layout)) if self.sizes else {}
-        if self.model_sizes is not None and model is not None and run is not None:
-            extra |= self.model_sizes(config, model, run)
+        if self.model_sizes is not None and spec is not None and run is not None:
+            extra |= self.model_sizes(config, spec, run)
         return replace(schema, sizes={**schema.sizes, **extra})

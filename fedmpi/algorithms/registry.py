@@ -12,7 +12,21 @@ from fedmpi.errors import ConfigError
 from fedmpi.plugin import is_plugin, load_plugin
 from fedmpi.problems import did_you_mean
 
-BUILT_IN = ("fedavg", "fedavgm", "feddst", "feddst_released", "fedprox", "grasp", "magnitude", "prunefl", "randommask")
+BUILT_IN = (
+    "ecofed",
+    "fedavg",
+    "fedavgm",
+    "feddst",
+    "feddst_released",
+    "fedgkt",
+    "fedprox",
+    "grasp",
+    "lgl",
+    "magnitude",
+    "prunefl",
+    "randommask",
+    "splitfed",
+)
 ENTRY_POINTS = "fedmpi.algorithms"
 
 

@@ -58,6 +58,10 @@ class DeviceData(ABC):
     def slice(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return samples `start` to `stop` in their order, as `gather` does."""
 
+    def labels_of(self, index_N: Tensor) -> Tensor:
+        """Return the labels of `index_N`, a copy."""
+        return self._labels[index_N]
+
     def _keep(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return a kept buffer of this shape: fresh tensors would page-fault on every batch."""
         numel = int(np.prod(shape))
@@ -213,12 +217,57 @@ class Shard:
         y : Tensor, int64
             (B,) or (B, T). Both are valid until the next batch.
         """
-        # Several batches are gathered and prepared at once: on small samples a batch's own work is mostly overhead.
-        block = batch_size * max(1, _BLOCK_NUMEL // (self.data.sample_numel * batch_size))
         for _ in range(num_epochs):
-            order = torch.from_numpy(self._index_N[rng.permutation(self.num_samples)]).to(self.data.device)
-            draws = self.data.draw(self.num_samples, rng)
-            for start in range(0, self.num_samples, block):
+            yield from self.plan(batch_size, 1, rng)
+
+    def plan(self, batch_size: int, num_epochs: int, rng: np.random.Generator) -> Batches:
+        """Settle which samples `batches` would yield, without gathering them yet."""
+        epochs = []
+        for _ in range(num_epochs):
+            positions_N = torch.from_numpy(rng.permutation(self.num_samples))
+            epochs.append((positions_N, self.data.draw(self.num_samples, rng)))
+        return Batches(self.data, torch.from_numpy(self._index_N), batch_size, epochs)
+
+
+class Batches:
+    """The batches of one turn: which samples come when is settled, what they hold is gathered while they are taken.
+
+    Parameters
+    ----------
+    data : DeviceData
+    index_N : Tensor, shape (num_samples,), int64
+        The client's samples.
+    batch_size : int
+    epochs : list of (Tensor, Tensor or None)
+        For each epoch the order of the samples, positions in `index_N`, and what chance decides of each.
+    """
+
+    def __init__(
+        self, data: DeviceData, index_N: Tensor, batch_size: int, epochs: list[tuple[Tensor, Tensor | None]]
+    ) -> None:
+        self._data = data
+        self._index_N = index_N
+        self._batch_size = batch_size
+        self._epochs = epochs
+
+    def labels(self) -> Tensor:
+        """Return the labels of all batches one after the other, (num_epochs * num_samples, ...) int64, a copy."""
+        order = torch.cat([self._index_N[positions] for positions, _ in self._epochs])
+        return self._data.labels_of(order.to(self._data.device))
+
+    def positions(self) -> Iterator[Tensor]:
+        """Yield, for each batch, where its samples stand among the client's, (B,) int64."""
+        for positions_N, _ in self._epochs:
+            yield from torch.split(positions_N, self._batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches as `Shard.batches` does."""
+        # Several batches are gathered and prepared at once: on small samples a batch's own work is mostly overhead.
+        size = self._batch_size
+        block = size * max(1, _BLOCK_NUMEL // (self._data.sample_numel * size))
+        for positions_N, draws in self._epochs:
+            order = self._index_N[positions_N].to(self._data.device)
+            for start in range(0, len(order), block):
                 rows = slice(start, start + block)
-                x, y = self.data.gather(order[rows], draws[rows] if draws is not None else None)
-                yield from zip(torch.split(x, batch_size), torch.split(y, batch_size), strict=True)
+                x, y = self._data.gather(order[rows], draws[rows] if draws is not None else None)
+                yield from zip(torch.split(x, size), torch.split(y, size), strict=True)

@@ -166,7 +166,8 @@ class Host:
             found = framing.message_class_of(arrived.body)
             expected = (found,) if found else ()
         message, row = decode_up(self._rank, arrived, expected, self._schema, key)
-        hosted.rows.append(row)
+        if not message.is_simulation:
+            hosted.rows.append(row)
         hosted.num_taken += 1
         if hosted.fault:
             return None

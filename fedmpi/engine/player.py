@@ -106,7 +106,7 @@ class _TurnChannel:
         rank.timer.switch("log")
         envelope = Envelope(
             Topic.UP,
-            True,
+            not message.is_simulation,
             turn.round_idx,
             turn.client_id,
             turn.num_ups,
@@ -166,6 +166,7 @@ class Player:
             known=self.schema.known,
             num_rounds=setup.num_rounds,
             weight_uses=functools.cache(setup.weight_uses),
+            spec=setup.model,
             max_samples=int(setup.partition.sizes.max()),
         )
         self._context = context

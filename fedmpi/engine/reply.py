@@ -135,7 +135,8 @@ class Reply:
             expected = (message_class,) if message_class else ()
             key = (self.round_idx, self.client_id, self.player)
             self.message, row = decode_up(rank, self.waiting, expected, schema, key)
-            self.rows.append(row)
+            if not self.message.is_simulation:
+                self.rows.append(row)
             check_finite(self.message, key)
         return self.message
 
