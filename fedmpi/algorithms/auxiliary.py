@@ -1,4 +1,4 @@
-"""The auxiliary head: one fully connected layer behind the cut, by which a device trains without the server's gradient."""
+"""The auxiliary head: one fully connected layer behind the cut, by which a device trains without the server."""
 
 from __future__ import annotations
 

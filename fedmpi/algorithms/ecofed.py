@@ -172,9 +172,7 @@ class EcoFedServer(SplitServer):
         seed = self.ctx.initial.init_seed
         if self.ctx.send_seed:
             return DeviceInitSeed(init_seed=seed, device_hash=self._hash)
-        return DeviceInit(
-            init_seed=seed, device_hash=self._hash, int_buffers=dense_ints(ints), state=Dense.of(state_D)
-        )
+        return DeviceInit(init_seed=seed, device_hash=self._hash, int_buffers=dense_ints(ints), state=Dense.of(state_D))
 
     def converse(self, round_idx: int, client_id: int) -> Conversation:
         if self._replayed:
@@ -343,8 +341,9 @@ class EcoFedClient(SplitClient):
             came = device_hash(down.state.tensor(), _ints(down.int_buffers)) if isinstance(down, DeviceInit) else found
             if not found == came == down.device_hash:
                 raise ProtocolError(
-                    f"the device's part has hash {found:08x} on this rank, {came:08x} as it came, {down.device_hash:08x} "
-                    "on the server: this rank has another CPU, other versions or another file of weights"
+                    f"the device's part has hash {found:08x} on this rank, {came:08x} as it came, "
+                    f"{down.device_hash:08x} on the server: this rank has another CPU, other versions or another file "
+                    "of weights"
                 )
             down = channel.recv(RoundStart)
         assert isinstance(down, RoundStart)

@@ -144,6 +144,7 @@ class AveragedServer(AuxiliaryServer):
         with self.bench(round_idx, client_id) as bench:
             while position < len(y_N):
                 activations = yield ACTIVATIONS
+                assert activations is not None
                 a_BCHW = decode_activations(activations, self.cut.shape, self.ctx.device)
                 y_B = self.labels_of_batch(y_N, position, len(a_BCHW), client_id)
                 position += len(y_B)

@@ -74,6 +74,4 @@ def message_classes(config: AlgorithmConfig) -> tuple[type[Message], ...]:
     return DeviceSeedDown, DeviceDown, TurnLabels, message_types(config), DeviceUp
 
 
-ALGORITHM = Algorithm(
-    "lgl", SplitConfig, LglServer, LglClient, model_sizes=auxiliary_sizes, messages=message_classes
-)
+ALGORITHM = Algorithm("lgl", SplitConfig, LglServer, LglClient, model_sizes=auxiliary_sizes, messages=message_classes)

@@ -152,4 +152,6 @@ class ReplayBuffer:
                 weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             frames.tofile(self._path(client_id))
         except OSError as error:
-            raise OutputError(f"the replay buffer cannot be written to {self._folder or self._parent}: {error}") from error
+            raise OutputError(
+                f"the replay buffer cannot be written to {self._folder or self._parent}: {error}"
+            ) from error

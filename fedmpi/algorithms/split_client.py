@@ -16,6 +16,7 @@ from fedmpi.data.shard import Batches, Shard
 from fedmpi.errors import ProtocolError
 from fedmpi.models.split import split
 from fedmpi.parts import FlatPart
+from fedmpi.train.local import seed_torch
 from fedmpi.wire.values import Dense
 
 
@@ -60,8 +61,9 @@ class SplitClient(ClientHalf):
 
     def batches(self, round_idx: int, client_id: int, shard: Shard) -> Batches:
         """Return the turn's batches."""
-        cfg = self.ctx.train_config
-        return shard.plan(cfg.batch_size, cfg.local_epochs, self.rng(round_idx, client_id, "batches"))
+        cfg, rng = self.ctx.train_config, self.rng(round_idx, client_id, "batches")
+        seed_torch(self.device.device, int(rng.integers(2**63)))  # as `train_local` does: the batches are FedAvg's
+        return shard.plan(cfg.batch_size, cfg.local_epochs, rng)
 
     def uplink(self, auxiliary_A: Tensor | None = None) -> DeviceUp:
         """Return the message that carries the device's part."""

@@ -158,6 +158,7 @@ class SplitServer(ServerHalf):
             position = 0
             while position < len(y_N):
                 activations = yield ACTIVATIONS
+                assert activations is not None
                 a_BCHW = decode_activations(activations, self.cut.shape, self.ctx.device)
                 y_B = self.labels_of_batch(y_N, position, len(a_BCHW), client_id)
                 position += len(y_B)

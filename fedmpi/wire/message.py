@@ -266,7 +266,7 @@ class Message:
     value_fields: ClassVar[tuple[ValueField, ...]]
     number_fields: ClassVar[tuple[NumberField, ...]]
     is_simulation: ClassVar[bool] = False
-    """The real system would not send it: it is for the simulation's own needs, has no row and counts with its traffic."""
+    """The real system would not send it: it serves the simulation, has no row and counts with its traffic."""
     received: np.ndarray | None = None
     """The frame that a decoded message came as, (wire_nbytes,) uint8: a view, copy to keep. None where it was made."""
 
