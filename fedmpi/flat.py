@@ -167,7 +167,48 @@ def _maskable(module: nn.Module, entries: list[Entry]) -> tuple[str, ...]:
     return tuple(entry.name for entry in entries if entry.role == "param" and entry.name in found)
 
 
-class FlatModel:
+class FlatVectors:
+    """A module and the flat vectors that an optimizer steps on: of a whole model, or of a part of one.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Its trained parameters and their gradients are views of the vectors.
+    layout : Layout
+    params_P, grads_P : Tensor, shape (num_params,), float32
+
+    Attributes
+    ----------
+    device : torch.device
+    leaf_P : Tensor, shape (num_params,)
+        The parameters as one differentiable leaf whose gradient is `grads_P`: a loss on the flat vector adds its
+        gradient to the network's own.
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout, params_P: Tensor, grads_P: Tensor) -> None:
+        self.module = module
+        self.layout = layout
+        self.device = params_P.device
+        self.params_P = params_P
+        self.grads_P = grads_P
+        self.leaf_P = params_P.detach().requires_grad_()
+        self.leaf_P.grad = grads_P
+
+    @cached_property
+    def momentum_P(self) -> Tensor:
+        """Momentum, or Adam's running mean of gradients, shape (num_params,), float32.
+
+        Kept from client to client for its memory, not for its content.
+        """
+        return torch.zeros_like(self.params_P)
+
+    @cached_property
+    def second_moment_P(self) -> Tensor:
+        """Adam's running mean of squared gradients, shape (num_params,), float32: kept as `momentum_P` is."""
+        return torch.zeros_like(self.params_P)
+
+
+class FlatModel(FlatVectors):
     """A module rebuilt on flat vectors.
 
     Parameters
@@ -183,22 +224,15 @@ class FlatModel:
     params_P, grads_P : Tensor, shape (num_params,), float32
         The parameters (the head of `state_S`) and their gradients.
     ints_I : Tensor, shape (num_int_buffers,), int64
-    leaf_P : Tensor, shape (num_params,)
-        The parameters as one differentiable leaf whose gradient is `grads_P`: a loss on the flat vector adds its
-        gradient to the network's own.
     """
 
     def __init__(self, module: nn.Module, device: torch.device | None = None) -> None:
         device = device or torch.device("cpu")
-        self.layout = layout_of(module)
-        self.module = module.to(device)
-        self.device = device
-        self.state_S = torch.zeros(self.layout.num_state, device=device)
-        self.params_P = self.state_S[: self.layout.num_params]
-        self.grads_P = torch.zeros(self.layout.num_params, device=device)
-        self.ints_I = torch.zeros(self.layout.num_int_buffers, dtype=torch.int64, device=device)
-        self.leaf_P = self.params_P.detach().requires_grad_()
-        self.leaf_P.grad = self.grads_P
+        layout = layout_of(module)
+        self.state_S = torch.zeros(layout.num_state, device=device)
+        self.ints_I = torch.zeros(layout.num_int_buffers, dtype=torch.int64, device=device)
+        grads_P = torch.zeros(layout.num_params, device=device)
+        super().__init__(module.to(device), layout, self.state_S[: layout.num_params], grads_P)
         params = dict(module.named_parameters())
         buffers = list(module.named_buffers(remove_duplicate=False))
         for entry in self.layout.entries:
@@ -216,19 +250,6 @@ class FlatModel:
                 if other is buffer:  # one buffer may have several names
                     owner, _, leaf = name.rpartition(".")
                     setattr(module.get_submodule(owner), leaf, view)
-
-    @cached_property
-    def momentum_P(self) -> Tensor:
-        """Momentum, or Adam's running mean of gradients, shape (num_params,), float32.
-
-        Kept from client to client for its memory, not for its content.
-        """
-        return torch.zeros_like(self.params_P)
-
-    @cached_property
-    def second_moment_P(self) -> Tensor:
-        """Adam's running mean of squared gradients, shape (num_params,), float32: kept as `momentum_P` is."""
-        return torch.zeros_like(self.params_P)
 
     def load(self, state_S: Tensor, ints_I: Tensor | None = None) -> None:
         """Overwrite the model's numbers; `ints_I` may be None where the model has none."""

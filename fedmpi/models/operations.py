@@ -5,14 +5,15 @@ A count, and no claim of speed: dense hardware and dense kernels multiply by a z
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from fedmpi.data.shapes import ImageShape, InputShape
+from fedmpi.data.shapes import InputShape
+from fedmpi.models.split import split
+from fedmpi.models.zeros import evaluate_zeros
 
 _COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -27,6 +28,13 @@ class Operations(NamedTuple):
     backward: int
     dense_forward: int
     dense_backward: int
+
+
+class SplitOperations(NamedTuple):
+    """Operations of a network's two parts: all are dense, so that kept and dense numbers agree."""
+
+    device: Operations
+    server: Operations
 
 
 class Uses(NamedTuple):
@@ -76,7 +84,7 @@ def weight_uses(module: nn.Module, shape: InputShape) -> dict[str, Uses]:
         times, passes_back = uses_of[id(weight)]
         uses_of[id(weight)] = Uses(times + output.numel() // weight.shape[0], passes_back or inputs[0].requires_grad)
 
-    _evaluate_zeros(module, shape, layers, count)
+    evaluate_zeros(module, shape, layers, count)
     return {name: uses_of[key] for key, name in names.items() if key in uses_of}
 
 
@@ -116,29 +124,42 @@ def count_operations(numels: Sequence[int], uses: Sequence[Uses], kept: Sequence
     return Operations(*passes(kept), *passes(numels))
 
 
-def _evaluate_zeros(
-    module: nn.Module,
-    shape: InputShape,
-    layers: Sequence[nn.Module],
-    hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None],
-) -> None:
-    """Run a module on a sample of zeros, with a hook after each of `layers`, and leave it as it was."""
-    device = next((param.device for param in module.parameters()), torch.device("cpu"))
-    if isinstance(shape, ImageShape):
-        sample = torch.zeros(1, shape.channels, shape.height, shape.width, device=device)
-    else:
-        sample = torch.zeros(1, shape.length, dtype=torch.int64, device=device)
-    training = {part: part.training for part in module.modules()}
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    try:
-        for part in training:
-            part.training = False
-        # A forward pass may write to buffers even when it evaluates: to copies here.
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            functional_call(module, buffers, (sample,))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for part, mode in training.items():
-            part.training = mode
+def count_split_operations(
+    module: nn.Module, point: int, shape: InputShape, *, passes_back: bool = True
+) -> SplitOperations:
+    """Return the operations a sample of the device's and of the server's part of a network, all weights kept.
+
+    What is counted is said at `weight_uses` and `count_operations`; a multiplication with its addition is two. The
+    device's backward pass is that of a device that trains its part.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    point : int
+        See `fedmpi.models.split.split`.
+    shape : InputShape
+    passes_back : bool
+        Whether the server computes the gradient by the activation, to return it. Where it does not, its first layer
+        has no gradient by its inputs to compute.
+
+    Raises
+    ------
+    ConfigError
+        If the module cannot be split, or not there.
+    """
+    device, server = split(module, point, shape)
+    cut: nn.Module = nn.Identity() if passes_back else _Detach()
+    parts = nn.Sequential(OrderedDict(device=device, cut=cut, server=server))
+    uses = weight_uses(parts, shape)
+
+    def count(part: str) -> Operations:
+        names = [name for name in uses if name.startswith(f"{part}.")]
+        numels = [parts.get_parameter(name).numel() for name in names]
+        return count_operations(numels, [uses[name] for name in names], numels)
+
+    return SplitOperations(count("device"), count("server"))
+
+
+class _Detach(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()

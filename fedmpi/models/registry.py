@@ -37,7 +37,7 @@ class ModelConfig(NamedSection):
 Builder = Callable[..., nn.Module]
 Takes: TypeAlias = type[ImageShape] | type[TextShape]
 _WORDS: dict[type, str] = {ImageShape: "images", TextShape: "text"}
-_HOMES = ("fedmpi.models.vision", "fedmpi.models.resnet", "fedmpi.models.text")
+_HOMES = ("fedmpi.models.vision", "fedmpi.models.resnet", "fedmpi.models.splitnets", "fedmpi.models.text")
 
 
 @dataclass(frozen=True)

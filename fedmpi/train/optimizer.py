@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from fedmpi.config import TrainConfig
-from fedmpi.flat import FlatModel
+from fedmpi.flat import FlatVectors
 
 
-def make_step(model: FlatModel, cfg: TrainConfig) -> Callable[[], None]:
+def make_step(model: FlatVectors, cfg: TrainConfig) -> Callable[[], None]:
     """Return a function that takes one step of ``train.optimizer`` from the model's gradients, which it uses up.
 
-    The optimizer's state lies in vectors that the model keeps, and is set to zero here.
+    The optimizer's state lies in vectors that the model keeps, and is set to zero here. A part of a model is stepped
+    alone: ``train.clip_norm`` then limits the norm of the part's own gradient.
     """
     params_P, grads_P = model.params_P, model.grads_P
     if cfg.optimizer == "adam":
@@ -32,12 +33,12 @@ def make_step(model: FlatModel, cfg: TrainConfig) -> Callable[[], None]:
     return lambda: sgd_step(params_P, grads_P, momentum_P, cfg)
 
 
-def forget_at(model: FlatModel, cfg: TrainConfig, where_P: Tensor) -> None:
+def forget_at(model: FlatVectors, cfg: TrainConfig, where_P: Tensor) -> None:
     """Zero what the optimizer remembers of some parameters, as if they had just begun.
 
     Parameters
     ----------
-    model : FlatModel
+    model : FlatVectors
     cfg : TrainConfig
     where_P : Tensor, shape (num_params,), bool
     """

@@ -17,7 +17,7 @@ import fedmpi
 ROOT = Path(fedmpi.__file__).parent
 FLOORS = (
     ("errors", "rng", "config", "configfile", "problems", "plugin", "netmodel"),
-    ("flat", "wire"),
+    ("flat", "parts", "wire"),
     ("ledger", "comm"),
     ("compress", "data", "models", "train"),
     ("algorithms",),

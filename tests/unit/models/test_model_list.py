@@ -15,7 +15,10 @@ from fedmpi.models.registry import ModelConfig, describe_models, resolve
 def test_every_model_is_described() -> None:
     models = describe_models()
     assert [model.name for model in models] == sorted(model.name for model in models)
-    shipped = {"char_gru", "cifar100net", "cifar10net", "cnn", "femnistnet", "logreg", "mlp", "mnistnet", "resnet18"}
+    shipped = {
+        "char_gru", "cifar100net", "cifar10net", "cnn", "femnistnet", "logreg", "mlp", "mnistnet", "resnet18",
+        "resnet9", "vgg11",
+    }  # fmt: skip
     assert shipped <= {model.name for model in models}
     for model in models:
         assert model.summary.endswith(".") or ":" in model.summary
@@ -36,5 +39,5 @@ def test_what_is_written_down_is_read_back(name: str) -> None:
 
 
 def test_a_name_that_is_nearly_one() -> None:
-    with pytest.raises(ConfigError, match=r"package\.module:NAME, got 'resnet19'; did you mean resnet18\?$"):
+    with pytest.raises(ConfigError, match=r"package\.module:NAME, got 'resnet19'; did you mean resnet9\?$"):
         resolve(NamedSection(name="resnet19"))

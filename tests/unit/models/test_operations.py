@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fedmpi.config import NamedSection
 from fedmpi.data.shapes import ImageShape, InputShape, TextShape
+from fedmpi.errors import ConfigError
 from fedmpi.flat import FlatModel
-from fedmpi.models.operations import Operations, Uses, count_operations, weight_uses
+from fedmpi.models.operations import Operations, Uses, count_operations, count_split_operations, weight_uses
 from fedmpi.models.registry import build_model, resolve
 
 CIFAR = ImageShape(32, 32, 3)
@@ -178,3 +179,40 @@ def test_another_layer_first_and_none() -> None:
 def test_wrong_counts(numels: list[int], uses: list[int], kept: list[int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         count_operations(numels, [Uses(times, True) for times in uses], kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "device", "share"),
+    [("vgg11", 177_971_200, 20_643_840, 0.116), ("resnet9", 153_818_112, 20_643_840, 0.134)],
+)
+def test_both_parts_of_a_network_as_published(name: str, whole: int, device: int, share: float) -> None:
+    """20.64 of 177.97 and of 153.82 million multiplications and additions, forward, before point 2."""
+    module = build(name, CIFAR)
+    parts = count_split_operations(module, 2, CIFAR)
+    assert parts.device.forward == 2 * device
+    assert parts.device.forward + parts.server.forward == 2 * whole
+    assert parts.device.forward / (2 * whole) == pytest.approx(share, abs=5e-4)
+    first = 2 * 32 * 32 * 27 * 64  # no gradient by the images
+    assert parts.device.backward == 2 * parts.device.forward - first
+    assert parts.server.backward == 2 * parts.server.forward
+    behind = 2 * 8 * 8 * 128 * 256 * 9  # what takes the activation: a convolution, and in resnet9 a shortcut
+    behind += 2 * 4 * 4 * 128 * 256 if name == "resnet9" else 0
+    alone = count_split_operations(module, 2, CIFAR, passes_back=False)
+    assert alone.device == parts.device
+    assert alone.server == parts.server._replace(
+        backward=parts.server.backward - behind, dense_backward=parts.server.backward - behind
+    )
+
+
+def test_parts_at_every_point_add_up() -> None:
+    module = build("vgg11", CIFAR, width=0.125)
+    module.eval()[0].train()
+    whole = {count_split_operations(module, point, CIFAR) for point in range(1, 11)}
+    assert len({split.device.forward for split in whole}) == 10
+    assert len({(s.device.forward + s.server.forward, s.device.backward + s.server.backward) for s in whole}) == 1
+    assert [unit.training for unit in module] == [True, *[False] * 10]
+
+
+def test_a_point_that_there_is_not() -> None:
+    with pytest.raises(ConfigError, match=r"from 1 to 10, got 11.*1: 8x16x16, 2: 16x8x8"):
+        count_split_operations(build("vgg11", CIFAR, width=0.125), 11, CIFAR)

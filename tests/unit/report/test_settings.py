@@ -204,8 +204,8 @@ def test_a_bar_in_a_cell_does_not_end_it() -> None:
 @pytest.mark.parametrize(
     ("prefix", "words"),
     [
-        ("model.name=nonsense", r"^model\.name must be one of char_gru, .*resnet18, or path/to/file\.py:NAME or "),
-        ("model.name=Resnet", r"got 'Resnet'; did you mean resnet18\?$"),
+        ("model.name=nonsense", r"^model\.name must be one of char_gru, .*vgg11, or path/to/file\.py:NAME or "),
+        ("model.name=Resnet", r"got 'Resnet'; did you mean resnet9\?$"),
         ("partition.name=idd", r"^partition\.name must be one of iid, .*, natural, got 'idd'; did you mean iid\?$"),
         ("TRAIN", r"^there is no setting 'TRAIN'; did you mean train\? the keys"),
         ("zzz", r"^there is no setting 'zzz'; the keys of a configuration are seed, "),
