@@ -117,7 +117,6 @@ class _TurnChannel:
         rank.send(turn.host, envelope, frame.buffer)
         rank.timer.switch(left)
 
-
     def _wait_for_room(self) -> None:
         """Wait while too many messages of this client wait for the server.
 

@@ -71,9 +71,7 @@ class Server:
         self._host = make_host(rank, setup, self._algorithm, self._on_reply)
         # Nothing to hold for its turn makes the order of dealing that of the clients' numbers.
         hold_nbytes = 0 if self._algorithm.is_sequential else config.server.hold_nbytes
-        self._dispatcher = Dispatcher(
-            self._workers, hold_nbytes, _DENSE_ITEM_NBYTES * setup.initial.layout.num_state
-        )
+        self._dispatcher = Dispatcher(self._workers, hold_nbytes, _DENSE_ITEM_NBYTES * setup.initial.layout.num_state)
         self._num_open = 0  # clients that were dealt and not yet aggregated
         self._replies: dict[int, Reply] = {}
         self._held_nbytes = 0
