@@ -195,7 +195,8 @@ def as_stored(batch: Tensor) -> Dense:
 
 def from_stored(value: Dense, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Return the batch that `as_stored` made a value of; `shape` is a sample's."""
-    numbers = value.tensor().to(device)
+    # A copy, at an address that torch chooses: kernels may round otherwise where numbers are not aligned to vectors.
+    numbers = value.tensor().to(device, copy=True)
     if len(shape) == 3:
         channels, height, width = shape
         return numbers.view(-1, height, width, channels).permute(0, 3, 1, 2)

@@ -1,0 +1,356 @@
+"""Runs of split learning: what equals what bit for bit, what crosses the cut, what the ledger says, what is refused."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import ALGORITHMS, digests, run_here, small_config, write_config
+from torch import Tensor
+
+from fedmpi.algorithms.ecofed import EcoFedConfig, EcoFedServer
+from fedmpi.algorithms.fedavg import FedAvgClient
+from fedmpi.algorithms.split_client import SplitClient
+from fedmpi.comm.local import LocalCommunicator
+from fedmpi.data.shard import Shard, device_data
+from fedmpi.engine.setup import prepare, resolve
+from fedmpi.ledger.check import Check
+from fedmpi.ledger.reader import Ledger
+from fedmpi.rng import stream
+
+pytestmark = pytest.mark.usefixtures("launches")
+
+NET = {"name": f"{ALGORITHMS / 'splitnet.py'}:Net"}
+PLAIN = {**NET, "norm": "none"}
+DATA = {"name": "synthetic", "synthetic": {"num_train": 240, "num_test": 60, "height": 12, "width": 12}}
+COMMON: dict[str, Any] = {
+    "data": DATA,
+    "model": NET,
+    "rounds": 4,
+    "partition": {"name": "iid", "num_clients": 6},
+    "participation": {"clients_per_round": 3},
+    "train": {"batch_size": 12, "lr": 0.05, "momentum": 0.9},  # the last batch of 40 has 4
+    "evaluate": {"every": 0},
+}
+ALL: dict[str, dict[str, Any]] = {
+    "v1": {"name": "splitfed"},
+    "v2": {"name": "splitfed", "version": 2},
+    "lgl": {"name": "lgl"},
+    "fedgkt": {"name": "fedgkt"},
+    "original": {"name": "fedgkt", "variant": "original", "server_epochs": 2},
+    "ecofed": {"name": "ecofed"},
+}
+NUM_DEVICE = (9 + 1) * 4 + 2 * 4 + (36 + 1) * 6 + 2 * 6  # with PLAIN
+NUMEL = 6 * 6 * 6
+TEXT = {"data": {"name": "play_mini"}, "model": {"name": "char_gru"}}
+Here = Callable[..., tuple[int, str, str]]
+
+
+def go(folder: Path, name: str, **changes: Any) -> Path:
+    """Run in one process; return the output folder, whose ledger is whole."""
+    config = small_config(folder, **{**COMMON, **changes})
+    assert run_here(config, folder / name, LocalCommunicator()) == 0
+    assert Check(folder / name / "ledger.h5").problems == []
+    return folder / name
+
+
+def messages(out: Path, **wanted: object) -> dict[str, np.ndarray]:
+    with Ledger(out / "ledger.h5") as ledger:
+        columns = ledger.messages
+        chosen = np.ones(len(columns["kind"]), np.bool_)
+        for name, value in wanted.items():
+            chosen &= columns[name] == value
+        return {name: column[chosen] for name, column in columns.items()}
+
+
+def rounds(out: Path) -> dict[str, np.ndarray]:
+    with Ledger(out / "ledger.h5") as ledger:
+        return dict(ledger.rounds)
+
+
+def final(out: Path) -> dict[str, np.ndarray]:
+    """Return the final model's tensors by name."""
+    with Ledger(out / "ledger.h5") as ledger:
+        assert ledger.model is not None
+        state, ints = ledger.model
+        found = {}
+        for name, shape, offset in ledger.model_layout:
+            vector = ints if name.endswith("num_batches_tracked") else state
+            values = vector[offset : offset + int(np.prod(shape))]
+            stored = (shape[0], *shape[2:], shape[1]) if len(shape) == 4 else shape
+            values = values.reshape(stored)
+            found[name] = np.ascontiguousarray(np.moveaxis(values, -1, 1)) if len(shape) == 4 else values
+        return found
+
+
+def by_kind(out: Path, column: str = "payload_nbytes") -> dict[str, int]:
+    found = messages(out)
+    return {kind: int(found[column][found["kind"] == kind].sum()) for kind in dict.fromkeys(found["kind"].tolist())}
+
+
+@pytest.mark.parametrize("model", [PLAIN, {**NET, "norm": "batch"}], ids=["plain", "running statistics"])
+@pytest.mark.parametrize("point", [1, 2, 3])
+def test_a_split_with_one_client_is_training_in_one_piece(tmp_path: Path, model: dict[str, Any], point: int) -> None:
+    """Invariant 8, bit for bit: also of the server's average, since there is one client."""
+    one = {"participation": {"clients_per_round": 1}, "model": model}
+    want = digests(go(tmp_path, "whole", algorithm={"name": "fedavg"}, **one))[0]
+    for version in (1, 2):
+        algorithm = {"name": "splitfed", "point": point, "version": version}
+        assert digests(go(tmp_path, "split", algorithm=algorithm, **one))[0] == want
+
+
+def test_splitfed_v1_is_fedavg_and_v2_is_not(tmp_path: Path) -> None:
+    want = digests(go(tmp_path, "whole", algorithm={"name": "fedavg"}))[0]
+    assert digests(go(tmp_path, "v1", algorithm=ALL["v1"]))[0] == want
+    assert digests(go(tmp_path, "v2", algorithm=ALL["v2"]))[0] != want
+
+
+def test_splitfed_v2_trains_one_part_on_client_after_client(tmp_path: Path) -> None:
+    """By hand: each client's batches, the server's part handed on, the devices' parts averaged."""
+    changes = {**COMMON, "algorithm": ALL["v2"], "rounds": 1, "model": PLAIN}
+    out = go(tmp_path, "v2", **changes)
+    setup = prepare(resolve(small_config(tmp_path, **changes)))
+    module = setup.model.build(setup.initial.init_seed)
+    start = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    data = device_data(setup.dataset, "train", torch.device("cpu"))
+    kept: list[dict[str, Tensor]] = []
+    for client_id in setup.cohort(0):
+        module.load_state_dict({name: start[name] for name in start if name[0] in "01"}, strict=False)
+        optimizers = [
+            torch.optim.SGD(list(module[a:b].parameters()), lr=0.05, momentum=0.9) for a, b in ((0, 2), (2, 4))
+        ]
+        rng = stream(3, 0, client_id, "batches")
+        rng.integers(2**63)
+        for x, y in Shard(data, setup.partition.client(client_id)).batches(12, 1, rng):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(module(x), y).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        kept.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+    found = final(out)
+    for name, values in found.items():
+        want = torch.stack([each[name] for each in kept]).mean(0) if name[0] in "01" else kept[-1][name]
+        np.testing.assert_allclose(values, want.numpy(), rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nobody_learns_by_accident_who_holds_the_conversation(tmp_path: Path, name: str) -> None:
+    """A second run is the same, and so is one whose server takes one message at a time."""
+    want = digests(go(tmp_path, "one", algorithm=ALL[name], model={**NET, "dropout": 0.3}))
+    changes = {"model": {**NET, "dropout": 0.3}, "server": {"max_in_flight": 1}}
+    assert digests(go(tmp_path, "two", algorithm=ALL[name], **changes)) == want
+
+
+def test_payloads_are_those_of_the_published_formulas(tmp_path: Path) -> None:
+    """Invariant 7: bytes by method, over all rounds; n is what a client's turn has."""
+    turns, n = 12, 40
+    raw = {"model": PLAIN, "server": {"initial_model": "full"}, "wire": {"quantized": "packed"}}
+    device, activations = 4 * NUM_DEVICE, 4 * NUMEL * n
+    sfl = by_kind(go(tmp_path, "sfl", algorithm=ALL["v1"], **raw))
+    assert sfl["weights"] == turns * 2 * device
+    assert sfl["activation float"] == sfl["gradient"] == turns * activations
+    lgl = by_kind(go(tmp_path, "lgl", algorithm=ALL["lgl"], **raw))
+    auxiliary = 4 * (NUMEL + 1) * 10
+    assert lgl["weights"] == turns * 2 * (device + auxiliary)
+    assert lgl["activation float"] == turns * activations and "gradient" not in lgl
+    gkt = by_kind(go(tmp_path, "gkt", algorithm=ALL["fedgkt"], **raw))
+    assert {**gkt, "logits": 0} == {**lgl, "logits": 0} and gkt["logits"] == turns * 2 * n * 10 * 4
+    eco = {"name": "ecofed", "bits": None, "period": 1}
+    one = by_kind(go(tmp_path, "one", algorithm=eco, **raw))
+    assert one["activation float"] == sfl["activation float"] and set(one) == {
+        "init",
+        "control",
+        "labels",
+        "activation float",
+    }
+    two = by_kind(go(tmp_path, "two", algorithm={**eco, "period": 2}, **raw))
+    assert 2 * two["activation float"] == one["activation float"] and 2 * two["labels"] == one["labels"]
+    bits = by_kind(go(tmp_path, "bits", algorithm={"name": "ecofed", "period": 1}, **raw))
+    # A byte a number; each of 4 batches has a scale and a byte that says which way it lies.
+    assert bits["activation"] == turns * (NUMEL * n + 4 * (4 + 1))
+
+
+def test_nothing_but_flags_goes_down_to_ecofeds_clients_and_its_frozen_part_stays(tmp_path: Path) -> None:
+    """Invariants 1 and 2, with running statistics in the frozen part too."""
+    out = go(tmp_path, "out", algorithm=ALL["ecofed"], server={"initial_model": "full"}, rounds=6)
+    downs = messages(out, direction="down")
+    sent_once = downs["client_id"][downs["kind"] == "init"]
+    assert len(set(sent_once.tolist())) == len(sent_once)
+    flags = downs["kind"] == "control"
+    assert set(downs["kind"][~flags].tolist()) == {"init"}
+    assert set(downs["wire_nbytes"][flags].tolist()) == {28}
+    assert np.count_nonzero(flags) == 6 * 3
+    setup = prepare(resolve(small_config(tmp_path, **COMMON)))
+    first = setup.model.build(setup.initial.init_seed).state_dict()
+    for name, values in final(out).items():
+        assert np.array_equal(values, first[name].numpy()) == (name[0] in "01"), name
+
+
+def test_in_a_replay_round_no_client_computes_and_nothing_goes_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariants 3, 4 and 12."""
+    asked: list[int] = []
+    replayed: dict[int, dict[int, int]] = {}
+    kept: dict[int, dict[int, int]] = {}
+    batches, end_round = SplitClient.batches, EcoFedServer.end_round
+
+    def watched(self: SplitClient, round_idx: int, client_id: int, shard: Any) -> Any:
+        asked.append(round_idx)
+        return batches(self, round_idx, client_id, shard)
+
+    def ended(self: EcoFedServer, round_idx: int) -> Any:
+        replayed[round_idx] = dict(self._replayed)
+        scalars = end_round(self, round_idx)
+        kept[round_idx] = {client: self.buffer.get(client).digest for client in self.buffer.clients()}
+        return scalars
+
+    monkeypatch.setattr(SplitClient, "batches", watched)
+    monkeypatch.setattr(EcoFedServer, "end_round", ended)
+    out = go(tmp_path, "out", algorithm={"name": "ecofed", "period": 3}, rounds=7)
+    assert sorted(set(asked)) == [0, 3, 6]
+    ups = messages(out, direction="up")
+    assert sorted(set(ups["round_idx"].tolist())) == [0, 3, 6]
+    with Ledger(out / "ledger.h5") as ledger:
+        assert ledger.rounds["is_update"].tolist() == [1, 0, 0, 1, 0, 0, 1]
+        assert np.isfinite(ledger.rounds["train_loss"]).all()
+    for round_idx in (1, 2, 4, 5):
+        sources = list(replayed[round_idx].values())
+        assert set(sources) <= set(kept[round_idx - 1]) and len(set(sources)) == len(sources) == 3
+        assert kept[round_idx] == kept[round_idx - 1]
+    sent = set(ups["client_id"][ups["round_idx"] == 3].tolist())
+    for client in kept[2]:
+        assert (kept[3][client] != kept[2][client]) == (client in sent)
+
+
+def test_ecofed_in_float_every_round_is_fedavg_with_a_frozen_device_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 9, bit for bit."""
+    eco = go(tmp_path, "eco", algorithm={"name": "ecofed", "bits": None, "period": 1}, model=PLAIN)
+
+    def fit(self: FedAvgClient, round_idx: int, client_id: int, shard: Any) -> None:
+        start_P = self.ctx.model.params_P[:NUM_DEVICE].clone()
+
+        def freeze(model: Any) -> None:
+            model.params_P[:NUM_DEVICE] = start_P
+
+        self.train_local(round_idx, client_id, shard, after_step=freeze)
+
+    monkeypatch.setattr(FedAvgClient, "fit", fit)
+    assert digests(go(tmp_path, "avg", algorithm={"name": "fedavg"}, model=PLAIN))[0] == digests(eco)[0]
+
+
+def test_lgl_teaches_the_device_without_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 11: whatever the server learns, the device's part and the head are the same."""
+    first = go(tmp_path, "one", algorithm=ALL["lgl"])
+    monkeypatch.setattr("fedmpi.algorithms.split_server.Bench.train", lambda *args, **kwargs: None)
+    second = go(tmp_path, "two", algorithm=ALL["lgl"])
+    one, two = final(first), final(second)
+    assert all(one[name].tobytes() == two[name].tobytes() for name in one if name[0] in "01")
+    assert any((one[name] != two[name]).any() for name in one if name[0] in "23")
+
+
+def test_replay_buffers_in_files_hold_the_same_bytes(tmp_path: Path) -> None:
+    want = digests(go(tmp_path, "memory", algorithm={"name": "ecofed"}))
+    files = {"name": "ecofed", "replay_memory_nbytes": 0, "replay_dir": str(tmp_path)}
+    assert digests(go(tmp_path, "files", algorithm=files)) == want
+    gc.collect()
+    assert not list(tmp_path.glob("fedmpi-replay-*"))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("quantizer", ["exact", "released"])
+def test_fewer_bits_are_fewer_bytes(tmp_path: Path, bits: int, quantizer: str) -> None:
+    algorithm = {"name": "ecofed", "bits": bits, "quantizer": quantizer, "error_feedback": bits == 2}
+    ups = messages(go(tmp_path, "out", algorithm=algorithm, rounds=1), kind="activation")
+    assert (8 * ups["payload_nbytes"] <= ups["num_params"] * bits + 8 * 16).all()
+    assert ups["paper_nbits"].sum() == ups["num_params"].sum() * bits + 32 * len(ups["step"])
+
+
+def test_splitfed_takes_the_gradient_of_what_it_was_sent(tmp_path: Path) -> None:
+    """With rounded activations training goes on: the loss falls."""
+    algorithm = {"name": "splitfed", "bits": 4}
+    out = go(tmp_path, "out", algorithm=algorithm, rounds=8, model={**NET, "norm": "none"})
+    losses = rounds(out)["train_loss"]
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_adaptive_periods_follow_the_accuracy(tmp_path: Path) -> None:
+    algorithm = {"name": "ecofed", "period": "adaptive", "adaptive_periods": [4, 3, 2, 1]}
+    out = go(tmp_path, "out", algorithm=algorithm, rounds=9, evaluate={"every": 1, "batch_size": 30})
+    assert rounds(out)["is_update"].tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 1]
+    half = EcoFedServer.__new__(EcoFedServer)
+    half.eco, half._tests, half._period = EcoFedConfig(name="ecofed", period="adaptive"), [], 8
+    found = []
+    for round_idx, accuracy in ((0, 0.1), (39, 0.2), (40, 0.5), (80, 0.51), (120, 0.512), (160, 0.512)):
+        half.evaluated(round_idx, 1.0, accuracy)
+        found.append(half._period)
+    assert found == [8, 8, 8, 4, 2, 1]
+
+
+def test_lost_clients_and_their_state(tmp_path: Path) -> None:
+    """Drop-out: a client that was lost has not got the device's part, and is sent it again."""
+    participation = {"clients_per_round": 3, "dropout": 0.4}
+    for name, algorithm in ALL.items():
+        out = go(tmp_path, name, algorithm=algorithm, participation=participation, rounds=6)
+        with Ledger(out / "ledger.h5") as ledger:
+            assert len(ledger.faults["fault"])
+            assert np.isfinite(ledger.rounds["train_loss"]).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"algorithm": {"name": "splitfed", "point": 4}}, "whole number from 1 to 3, got 4"),
+        ({"algorithm": {"name": "splitfed", "point": 0}}, "algorithm.point must be"),
+        ({"algorithm": {"name": "splitfed", "point": 1.5}}, "algorithm.point must be"),
+        ({"model": {"name": "resnet18", "width": 8}}, "only a sequence of layers can be split"),
+        ({"algorithm": {"name": "ecofed", "bits": 9}}, "algorithm.bits must be"),
+        ({"algorithm": {"name": "ecofed", "period": 0}}, "algorithm.period"),
+        ({"algorithm": {"name": "ecofed", "adaptive_periods": [8, 4, 2, 0]}}, "algorithm.adaptive_periods"),
+        ({"algorithm": {"name": "splitfed", "version": 3}}, "algorithm.version must be"),
+        (
+            {"data": {"name": "play_mini"}, "model": {"name": "char_gru"}, "partition": {"name": "natural"}},
+            "takes images",
+        ),
+    ],
+)
+def test_what_cannot_be_split_is_refused(tmp_path: Path, here: Here, changes: dict[str, Any], words: str) -> None:
+    config = write_config(tmp_path, **{**COMMON, "algorithm": {"name": "splitfed"}, **changes})
+    status, _, errors = here("run", config, "-o", tmp_path / "out")
+    assert status == 2 and words in errors
+
+
+def test_a_buffer_that_cannot_hold_one_client(tmp_path: Path, here: Here) -> None:
+    config = write_config(tmp_path, **{**COMMON, "algorithm": {"name": "ecofed", "replay_nbytes": 100}})
+    status, _, errors = here("run", config, "-o", tmp_path / "out")
+    assert status == 2 and "algorithm.replay_nbytes must hold one client's upload at least" in errors
+
+
+def test_activations_that_are_not_finite(tmp_path: Path, here: Here) -> None:
+    for algorithm in ({"name": "ecofed"}, {"name": "splitfed"}):
+        changes = {"train": {"lr": 1e30, "batch_size": 12}, "algorithm": algorithm, "rounds": 3, "model": PLAIN}
+        config = write_config(tmp_path, **{**COMMON, **changes})
+        status, _, errors = here("run", config, "-o", tmp_path / "out", "--overwrite")
+        if algorithm["name"] == "splitfed":
+            assert status != 0 and "NaN or infinity" in errors
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_dry_run_trains_nothing_and_tells_the_bytes(tmp_path: Path, here: Here, name: str) -> None:
+    config = write_config(tmp_path, **{**COMMON, "algorithm": ALL[name], "rounds": 2})
+    status, output, _ = here("run", config, "--dry-run")
+    assert status == 0
+    out = go(tmp_path, "out", algorithm=ALL[name], rounds=2)
+    told = dict(word.split("=") for word in output.split() if word.startswith(("down_bytes=", "up_bytes=")))
+    with Ledger(out / "ledger.h5") as ledger:
+        done = ledger.summary()
+    assert int(told["down_bytes"]) == done["down_nbytes"]
+    assert int(told["up_bytes"]) >= done["up_nbytes"]
