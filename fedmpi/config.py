@@ -47,6 +47,19 @@ class TextConfig(Section):
     )
 
 
+class ConvertConfig(Section):
+    """Another shape for images; what is not set stays as the data set has it."""
+
+    height: int | None = Field(None, ge=1, le=512, description="pixels, by bilinear interpolation")
+    width: int | None = Field(None, ge=1, le=512, description="pixels, likewise")
+    channels: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="channels: grey is repeated; red, green and blue become grey as .299 R + .587 G + .114 B",
+    )
+
+
 class DataConfig(Section):
     """Which data, where they lie, and what is done to them on the device."""
 
@@ -57,6 +70,13 @@ class DataConfig(Section):
         description="crop_flip: random crop after padding by 4, then a horizontal flip with probability 1/2; images "
         "only",
     )
+    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=2,
+        description="labels whose samples are kept, of training and test data, and numbered anew from 0 in this order; "
+        "by default all; images only",
+    )
+    convert: ConvertConfig | None = Field(None, description="only with data sets of images")
     synthetic: SyntheticConfig | None = Field(None, description="only with data.name=synthetic")
     text: TextConfig | None = Field(None, description="only with data sets of text")
 

@@ -86,7 +86,7 @@ def _what(value: object) -> str:
     return sorts.get(type(value), "a date" if isinstance(value, date) else "something else")
 
 
-_KEPT = {"algorithm": (), "model": (), "partition": ("num_clients",), "data": ("augment",)}
+_KEPT = {"algorithm": (), "model": (), "partition": ("num_clients",), "data": ("augment", "convert")}
 """The sections whose other settings belong to what ``name`` says, but for these."""
 _USUAL_NAMES = {"partition": IidPartition().name, "data": DataConfig().name}
 """Whose settings those of a section without a name are."""
@@ -96,8 +96,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     """Return `tree` with ``a.b=value`` overrides applied; values are parsed as YAML.
 
     Where an override changes the name of an algorithm, a model, a partition or a data set, the other settings of that
-    section in `tree` are dropped, as they were the other's. A partition keeps `num_clients`; data keep `augment`, but
-    neither `synthetic` nor `text`, nor `root`, which was the other's folder.
+    section in `tree` are dropped, as they were the other's. A partition keeps `num_clients`; data keep `augment` and
+    `convert`, but neither `synthetic` nor `text`, nor `root` and `classes`, which were the other's folder and labels.
     """
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
     # Names first: a section whose name changes loses the settings that the file gave for the other.

@@ -26,7 +26,8 @@ can be given in quotes; of two for the same key the last counts:
     fedmpi run run.yaml train.lr=1e-3 model.name=mlp 'model.hidden=[200, 100]' 'partition={name: iid, num_clients: 20}'
 
 A name changed there (`data.name`, `partition.name`, `model.name`, `algorithm.name`) drops the other settings that the
-file has in that section, as they were for the other name. A partition keeps `num_clients`, data keep `augment`.
+file has in that section, as they were for the other name. A partition keeps `num_clients`, data keep `augment` and
+`convert`.
 
 Everything is checked before anything starts. An unknown key, a value of another type (a number in quotes is a word) or
 one out of range ends the command with status 2 and a line for each, which names the key, the rule and the value, and
