@@ -126,7 +126,8 @@ def _triangles(num_from: int, num_to: int) -> NDArray[np.float64]:
     old = (2 * np.arange(num_from) + 1) * num_to
     new = (2 * np.arange(num_to) + 1) * num_from
     distance = np.abs(old - new[:, np.newaxis])
-    return np.maximum(0, 2 * max(num_from, num_to) - distance).astype(np.float64)
+    weights: NDArray[np.float64] = np.maximum(0, 2 * max(num_from, num_to) - distance).astype(np.float64)
+    return weights
 
 
 def _rounded(sums: NDArray[np.int64], weight: NDArray[np.int64] | np.int64) -> NDArray[np.uint8]:
