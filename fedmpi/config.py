@@ -295,7 +295,7 @@ class RunConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Central training by `fedmpi pretrain`, whose file has `seed`, `data`, `model`, `placement.device` and `.threads` too.
+    """Central training by `fedmpi pretrain`, which has `seed`, `data`, `model`, `placement.device` and `.threads` too.
 
     The defaults are those of EcoFed's experiments.
     """
