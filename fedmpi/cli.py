@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fedmpi import __version__
-from fedmpi.errors import ConfigError, FedmpiError, OutputError
+from fedmpi.errors import ConfigError, FedmpiError, OutputError, PlacementError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,6 +107,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_arguments(launch)
 
+    pretrain = add(
+        "pretrain", _pretrain, "train a model centrally and write its weights",
+        "Train a model in one process, on data that a federated run need not see (data.classes, another data.name), "
+        "and write it with its settings, accuracy and a hash of the data. `fedmpi config pretrain` lists settings.",
+    )  # fmt: skip
+    _add_config_arguments(pretrain)
+    pretrain.add_argument(
+        "-o", "--out", type=_file, metavar="FILE", required=True, help="where to: it must end in .safetensors"
+    )
+    pretrain.add_argument("--overwrite", action="store_true", help="replace FILE")
+    pretrain.add_argument("--dry-run", action="store_true", help="check everything; train and write nothing")
+
     info = add("info", _late("info"), "summarize ledgers", "Summarize ledgers, of killed runs too.")
     _add_ledger_argument(info, several=True)
     info.add_argument("--json", action="store_true", help="print JSON; a list if there are several files")
@@ -199,6 +211,13 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
+def _file(text: str) -> Path:
+    """Return the file that a word of the command line means."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be a file, got an empty word")
+    return Path(text)
+
+
 def _late(name: str) -> Callable[[argparse.Namespace], int]:
     """Return a handler that imports `fedmpi.commands` when it is called."""
 
@@ -217,11 +236,15 @@ def _add_ledger_argument(parser: argparse.ArgumentParser, *, several: bool = Fal
     )
 
 
-def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG.yaml")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="section.key=value", help="settings that replace the file's"
     )
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_config_arguments(parser)
     parser.add_argument("-o", "--out", type=_folder, metavar="OUT", help="output folder (default: runs/CONFIG)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that OUT holds")
     parser.add_argument(
@@ -245,10 +268,7 @@ def _run(args: argparse.Namespace) -> int:
     config = problem = None
     try:
         config = load_config(args.config, args.overrides)
-        # Threads are set from the configuration; without this, torch first starts one a core.
-        os.environ.setdefault(
-            "OMP_NUM_THREADS", "1" if config.placement.threads == "auto" else str(config.placement.threads)
-        )
+        _set_threads(config.placement.threads)
         from fedmpi.engine.setup import resolve
 
         config = resolve(config)
@@ -263,6 +283,26 @@ def _run(args: argparse.Namespace) -> int:
     from fedmpi.runner import run
 
     return run(config, _out(args), comm, overwrite=args.overwrite, problem=problem)
+
+
+def _set_threads(threads: int | str) -> None:
+    """Have torch start as many threads as the configuration says: it would first start one a core."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1" if threads == "auto" else str(threads))
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    from fedmpi.comm.launcher import launched_as
+
+    size, _ = launched_as() or (1, 0)
+    if size > 1:
+        raise PlacementError(f"fedmpi pretrain is one process, got {size} ranks; start it without a launcher")
+    from fedmpi.configfile import load_pretrain_config
+
+    config = load_pretrain_config(args.config, args.overrides)
+    _set_threads(config.placement.threads)
+    from fedmpi.pretrain import pretrain
+
+    return pretrain(config, args.out, overwrite=args.overwrite, dry_run=args.dry_run)
 
 
 def _dry_run(args: argparse.Namespace, num_ranks: int) -> int:

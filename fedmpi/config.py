@@ -1,4 +1,4 @@
-"""What can be set in a run: its sections, each key with type, default, range and meaning.
+"""What can be set in a run and in a pre-training: sections, each key with type, default, range and meaning.
 
 Sections whose settings belong to code that a name selects (``algorithm``, ``model``) are kept as given here and
 validated by that code's own ``Config`` once the name is resolved. `fedmpi.configfile` reads the file.
@@ -47,6 +47,19 @@ class TextConfig(Section):
     )
 
 
+class ConvertConfig(Section):
+    """Another shape for images; what is not set stays as the data set has it."""
+
+    height: int | None = Field(None, ge=1, le=512, description="pixels, by bilinear interpolation")
+    width: int | None = Field(None, ge=1, le=512, description="pixels, likewise")
+    channels: int | None = Field(
+        None,
+        ge=1,
+        le=16,
+        description="channels: grey is repeated; red, green and blue become grey as .299 R + .587 G + .114 B",
+    )
+
+
 class DataConfig(Section):
     """Which data, where they lie, and what is done to them on the device."""
 
@@ -57,6 +70,13 @@ class DataConfig(Section):
         description="crop_flip: random crop after padding by 4, then a horizontal flip with probability 1/2; images "
         "only",
     )
+    classes: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=2,
+        description="labels whose samples are kept, of training and test data, and numbered anew from 0 in this order; "
+        "by default all; images only",
+    )
+    convert: ConvertConfig | None = Field(None, description="only with data sets of images")
     synthetic: SyntheticConfig | None = Field(None, description="only with data.name=synthetic")
     text: TextConfig | None = Field(None, description="only with data sets of text")
 
@@ -134,6 +154,7 @@ class TrainConfig(Section):
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="its state starts at zero at each client's work")
     lr: float = Field(0.05, gt=0, description="learning rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum, or Adam's beta_1")
+    nesterov: bool = Field(False, description="step along the momentum that the next step will see; only with sgd")
     weight_decay: float = Field(0.0, ge=0, description="L2 term added to the gradient")
     clip_norm: float | None = Field(None, gt=0, description="largest Euclidean norm of the gradient")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradient; only with adam")
@@ -274,3 +295,48 @@ class RunConfig(Section):
     comm: CommConfig = CommConfig()
     placement: PlacementConfig = PlacementConfig()
     ledger: LedgerConfig = LedgerConfig()
+
+
+class PretrainConfig(Section):
+    """Central training by `fedmpi pretrain`, which has `seed`, `data`, `model`, `placement.device` and `.threads` too.
+
+    The defaults are those of EcoFed's experiments.
+    """
+
+    epochs: int = Field(100, ge=1, description="passes over the training data")
+    batch_size: int = Field(128, ge=1, description="samples a step; the last step of an epoch may be smaller")
+    lr: float = Field(0.01, gt=0, description="learning rate of SGD at the start")
+    lr_drops: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.5, 0.8), description="parts of the epochs after each of which the learning rate is multiplied by lr_factor"
+    )
+    lr_factor: float = Field(0.1, gt=0, le=1, description="see lr_drops")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD's momentum")
+    nesterov: bool = Field(True, description="step along the momentum that the next step will see")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 term added to the gradient")
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="which epoch's model is written. best: of the highest training accuracy, which is counted during "
+        "the epoch, on augmented samples and before each step; of equals the first",
+    )
+    test_every: int = Field(
+        5, ge=0, description="epochs between tests, for the log alone; 0 is never. The model that is written is tested"
+    )
+
+
+class PretrainPlacementConfig(Section):
+    """Where `fedmpi pretrain` computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where one is visible")
+    threads: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1, description="torch threads on a CPU; part of the result. auto: all cores"
+    )
+
+
+class PretrainRunConfig(Section):
+    """Everything that decides a pre-training."""
+
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="the root of all randomness")
+    data: DataConfig = DataConfig()
+    model: NamedSection = NamedSection(name="cnn")
+    pretrain: PretrainConfig = PretrainConfig()
+    placement: PretrainPlacementConfig = PretrainPlacementConfig()

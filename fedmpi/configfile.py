@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import NoneType
@@ -13,7 +13,15 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from fedmpi.config import DataConfig, IidPartition, RunConfig, Section, TrainConfig
+from fedmpi.config import (
+    DataConfig,
+    IidPartition,
+    PretrainConfig,
+    PretrainRunConfig,
+    RunConfig,
+    Section,
+    TrainConfig,
+)
 from fedmpi.errors import ConfigError
 from fedmpi.problems import Problem, find_problems, sections_of
 
@@ -86,7 +94,7 @@ def _what(value: object) -> str:
     return sorts.get(type(value), "a date" if isinstance(value, date) else "something else")
 
 
-_KEPT = {"algorithm": (), "model": (), "partition": ("num_clients",), "data": ("augment",)}
+_KEPT = {"algorithm": (), "model": (), "partition": ("num_clients",), "data": ("augment", "convert")}
 """The sections whose other settings belong to what ``name`` says, but for these."""
 _USUAL_NAMES = {"partition": IidPartition().name, "data": DataConfig().name}
 """Whose settings those of a section without a name are."""
@@ -96,8 +104,8 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     """Return `tree` with ``a.b=value`` overrides applied; values are parsed as YAML.
 
     Where an override changes the name of an algorithm, a model, a partition or a data set, the other settings of that
-    section in `tree` are dropped, as they were the other's. A partition keeps `num_clients`; data keep `augment`, but
-    neither `synthetic` nor `text`, nor `root`, which was the other's folder.
+    section in `tree` are dropped, as they were the other's. A partition keeps `num_clients`; data keep `augment` and
+    `convert`, but neither `synthetic` nor `text`, nor `root` and `classes`, which were the other's folder and labels.
     """
     tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
     # Names first: a section whose name changes loses the settings that the file gave for the other.
@@ -165,6 +173,23 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     ConfigError
         Naming the file or the command line, the key, the value and the rule.
     """
+    tree = _load_tree(path, overrides, "`rounds: 20` at least")
+    if isinstance(tree.get("partition"), dict):
+        tree["partition"] = {"name": _USUAL_NAMES["partition"], **tree["partition"]}
+    config: RunConfig = _load_section(RunConfig, tree, path, overrides, _clashes)
+    return config
+
+
+def load_pretrain_config(path: Path, overrides: Sequence[str] = ()) -> PretrainRunConfig:
+    """Read the file of a pre-training as `load_config` does that of a run."""
+    tree = _load_tree(path, overrides, "such as `model: {name: cnn}`")
+    config: PretrainRunConfig = _load_section(
+        PretrainRunConfig, tree, path, overrides, lambda config: _clashes_of_sgd("pretrain", config.pretrain)
+    )
+    return config
+
+
+def _load_tree(path: Path, overrides: Sequence[str], example: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text()
     except UnicodeDecodeError as error:
@@ -177,23 +202,28 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror or error}{hint}") from error
     tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{path}: a configuration is a mapping of sections (`rounds: 20` at least), got {_what(tree)}"
-        )
+        raise ConfigError(f"{path}: a configuration is a mapping of sections ({example}), got {_what(tree)}")
     try:
-        tree = apply_overrides(tree, overrides)
+        return apply_overrides(tree, overrides)
     except ConfigError as error:
         raise ConfigError(f"on the command line: {error}") from None
-    if isinstance(tree.get("partition"), dict):
-        tree["partition"] = {"name": _USUAL_NAMES["partition"], **tree["partition"]}
-    config, problems = _validated(RunConfig, tree, "")
+
+
+def _load_section(
+    section: type[Section],
+    tree: Mapping[str, Any],
+    path: Path,
+    overrides: Sequence[str],
+    clashes: Callable[[Any], Iterable[tuple[tuple[str, ...], str]]],
+) -> Any:
+    """Validate a whole file; a problem's line begins with where it comes from."""
+    config, problems = _validated(section, tree, "")
     typed = [override.partition("=")[0] for override in overrides]
     lines = [f"{_source(path, [problem.key], typed)}: {problem.text}" for problem in problems]
     if not lines:
-        lines = [f"{_source(path, keys, typed)}: {words}" for keys, words in _clashes(config)]
+        lines = [f"{_source(path, keys, typed)}: {words}" for keys, words in clashes(config)]
     if lines:
         raise ConfigError("\n  ".join(lines))
-    assert isinstance(config, RunConfig)
     return config
 
 
@@ -221,11 +251,25 @@ def _clashes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
                     (f"train.{key}", "train.optimizer"),
                     f"train.{key} is only for train.optimizer=adam, got {config.train.optimizer}",
                 )
+    yield from _clashes_of_sgd("train", config.train)
     if config.participation.availability_spread and config.participation.availability == 1.0:
         yield (
             ("participation.availability_spread", "participation.availability"),
             "participation.availability_spread spreads the clients' availability around participation.availability, "
             f"which must then be below 1, got {config.participation.availability}",
+        )
+
+
+def _clashes_of_sgd(where: str, section: TrainConfig | PretrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    if section.nesterov and isinstance(section, TrainConfig) and section.optimizer != "sgd":
+        yield (
+            (f"{where}.nesterov", f"{where}.optimizer"),
+            f"{where}.nesterov is only for {where}.optimizer=sgd, got {section.optimizer}",
+        )
+    elif section.nesterov and not section.momentum:
+        yield (
+            (f"{where}.nesterov", f"{where}.momentum"),
+            f"{where}.nesterov needs {where}.momentum above 0, got {section.momentum}; set {where}.nesterov=false",
         )
 
 

@@ -1,4 +1,4 @@
-"""A run's folder: what must hold of it before the run, and how an earlier run in it is replaced."""
+"""Where output goes: what must hold of it before anything is done, and how an earlier run in a folder is replaced."""
 
 from __future__ import annotations
 
@@ -85,6 +85,20 @@ def begin_output(
         raise
     ledger.path = path
     return ledger
+
+
+def check_file(path: Path, overwrite: bool) -> None:
+    """Raise `OutputError` if a file cannot be written, or is there and is not to be replaced; nothing is made."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; choose a file in it with -o")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists already; choose another file with -o, or --overwrite it")
+    for folder in path.absolute().parents:
+        if folder.exists():
+            break
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {path}: {folder} is a file; choose another with -o")
+    _check_writable(folder, f"cannot write {path}", "choose another file with -o")
 
 
 def _holds_a_run(out: Path) -> OutputError:

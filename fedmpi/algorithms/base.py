@@ -224,6 +224,9 @@ class ServerHalf(ABC):
     def take_brief(self, round_idx: int, client_id: int, brief: StateDict) -> None:
         """Take over a `brief` that was not empty, on the rank that will hold the conversation."""
 
+    def close(self) -> None:
+        """Give back what is not memory, such as files; called on rank 0 when the run has ended."""
+
 
 class ExchangeServer(ServerHalf):
     """Server half with the usual conversation: one message down, one message up."""

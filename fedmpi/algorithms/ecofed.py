@@ -275,6 +275,9 @@ class EcoFedServer(SplitServer):
             change = abs(accuracy - before[-1]) / max(before[-1], 1e-9)
             self._period = self.eco.adaptive_periods[sum(change <= limit for limit in (0.1, 0.01, 0.001))]
 
+    def close(self) -> None:
+        self.buffer.close()
+
     def shared_state(self) -> StateDict:
         return {
             **super().state_dict(),

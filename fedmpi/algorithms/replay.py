@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,6 +140,14 @@ class ReplayBuffer:
         else:
             self._path(client_id).unlink(missing_ok=True)
 
+    def close(self) -> None:
+        """Remove the files, and forget what was in them."""
+        for client_id in [client for client, kept in self._kept.items() if kept.frames is None]:
+            self.drop(client_id)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
     def _path(self, client_id: int) -> Path:
         assert self._folder is not None
         return self._folder / f"{client_id}.frames"
@@ -149,7 +156,6 @@ class ReplayBuffer:
         try:
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="fedmpi-replay-", dir=self._parent))
-                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             frames.tofile(self._path(client_id))
         except OSError as error:
             raise OutputError(

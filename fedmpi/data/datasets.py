@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fedmpi.config import DataConfig, SyntheticConfig, TextConfig
 from fedmpi.data.arrays import Arrays
 from fedmpi.data.catalog import FILE_SETS, TEXT_DATASETS, FileSet, ImageSet, TextSet
+from fedmpi.data.convert import can_convert_channels, convert_statistics, converted_shape, select_and_convert
 from fedmpi.data.shapes import ImageShape, InputShape, TextShape
 from fedmpi.data.shared import cache_dir, shared_arrays
 from fedmpi.data.synthetic import make_synthetic
@@ -85,7 +86,8 @@ def load_dataset(cfg: DataConfig, seed: int) -> Dataset:
     """Load the data set that `cfg` names.
 
     Files are looked for in ``data.root`` and nowhere else if it is set, otherwise in ``cache_dir()/NAME`` and then in
-    the system's folder. ``synthetic`` is made anew in memory.
+    the system's folder. ``synthetic`` is made anew in memory. Of images only ``data.classes`` are kept, in the shape
+    that ``data.convert`` asks for.
 
     Parameters
     ----------
@@ -97,7 +99,7 @@ def load_dataset(cfg: DataConfig, seed: int) -> Dataset:
     Raises
     ------
     ConfigError
-        If the name is unknown, or a setting does not go with it.
+        If the name is unknown, a setting does not go with it, or no sample has one of ``data.classes``.
     DataError
         If the files are missing (the text lists each place and says how to get them) or damaged.
     """
@@ -105,8 +107,11 @@ def load_dataset(cfg: DataConfig, seed: int) -> Dataset:
     if cfg.name == "synthetic":
         synthetic = cfg.synthetic or SyntheticConfig()
         half = (0.5,) * synthetic.channels
+        shape = ImageShape(synthetic.height, synthetic.width, synthetic.channels)
         arrays = make_synthetic(synthetic, seed)
-        return _dataset(cfg.name, arrays, synthetic.num_classes, half, half)
+        if _is_changed(cfg, shape):
+            arrays = select_and_convert(arrays, synthetic.num_classes, cfg.classes, converted_shape(shape, cfg.convert))
+        return _image_dataset(cfg, arrays, synthetic.num_classes, half, half)
     file_set = FILE_SETS[cfg.name]
     files = _find_files(cfg, file_set)
     try:
@@ -114,10 +119,10 @@ def load_dataset(cfg: DataConfig, seed: int) -> Dataset:
             text = cfg.text or TextConfig()
             arrays = shared_arrays(cfg.name, files, text.model_dump_json(), lambda: file_set.read(files, text))
             return _dataset(cfg.name, arrays, file_set.num_classes, (), ())
-        arrays = shared_arrays(cfg.name, files, "", lambda: _read_images(file_set, files))
+        arrays = _shared_images(cfg, file_set, files)
     except DataError as error:
         raise DataError(f"{error}\nHow to get {cfg.name}: {_how_to_get(cfg.name)}") from error
-    return _dataset(cfg.name, arrays, file_set.num_classes, file_set.mean, file_set.std)
+    return _image_dataset(cfg, arrays, file_set.num_classes, file_set.mean, file_set.std)
 
 
 def check_data_config(cfg: DataConfig) -> None:
@@ -134,6 +139,39 @@ def check_data_config(cfg: DataConfig) -> None:
         raise ConfigError(f"data.synthetic goes with data.name=synthetic only, got data.name={cfg.name}; remove it")
     if cfg.augment != "none" and cfg.name in TEXT_DATASETS:
         raise ConfigError(f"data.augment must be none for a data set of text ({cfg.name}), got {cfg.augment!r}")
+    for key in ("classes", "convert"):
+        if getattr(cfg, key) is not None and cfg.name in TEXT_DATASETS:
+            raise ConfigError(f"data.{key} goes with data sets of images only, got data.name={cfg.name}; remove it")
+    _check_classes(cfg)
+    _check_channels(cfg)
+
+
+def _check_classes(cfg: DataConfig) -> None:
+    if cfg.classes is None:
+        return
+    synthetic = cfg.synthetic or SyntheticConfig()
+    num_classes = synthetic.num_classes if cfg.name == "synthetic" else FILE_SETS[cfg.name].num_classes
+    for place, label in enumerate(cfg.classes):
+        if label >= num_classes:
+            raise ConfigError(
+                f"data.classes must be labels of data.name={cfg.name}, which are 0 to {num_classes - 1}, got {label}"
+            )
+        if label in cfg.classes[:place]:
+            raise ConfigError(f"data.classes must name each label once, got {label} again; leave one of the two out")
+
+
+def _check_channels(cfg: DataConfig) -> None:
+    if cfg.convert is None or cfg.convert.channels is None:
+        return
+    file_set = FILE_SETS.get(cfg.name)
+    synthetic = cfg.synthetic or SyntheticConfig()
+    num_from = file_set.shape.channels if isinstance(file_set, ImageSet) else synthetic.channels
+    if not can_convert_channels(num_from, cfg.convert.channels):
+        ways = f"{num_from} or 1" if num_from == 3 else str(num_from)
+        raise ConfigError(
+            f"data.convert.channels must be {ways} for data.name={cfg.name}, whose images have {num_from}, got "
+            f"{cfg.convert.channels}; only grey becomes any number"
+        )
 
 
 def describe_datasets() -> list[DatasetInfo]:
@@ -162,6 +200,44 @@ def cache_folder(name: str) -> Path:
 
 def _dataset(name: str, arrays: Arrays, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Dataset:
     return Dataset(name, *arrays[:4], num_classes, mean, std, arrays.train_groups, arrays.group_names)
+
+
+def _image_dataset(
+    cfg: DataConfig, arrays: Arrays, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Dataset:
+    if cfg.classes is not None:
+        num_classes = len(cfg.classes)
+        for split, labels in (("training", arrays.train_labels), ("test", arrays.test_labels)):
+            if len(labels) == 0:
+                raise ConfigError(
+                    f"data.classes must have {split} images in data.name={cfg.name}, got {list(cfg.classes)}, which "
+                    "none of them is of; name others"
+                )
+    channels = arrays.train_inputs.shape[3]
+    return _dataset(
+        cfg.name, arrays, num_classes, convert_statistics(mean, channels), convert_statistics(std, channels)
+    )
+
+
+def _is_changed(cfg: DataConfig, shape: ImageShape) -> bool:
+    return cfg.classes is not None or converted_shape(shape, cfg.convert) != shape
+
+
+def _shared_images(cfg: DataConfig, file_set: ImageSet, files: Sequence[Path]) -> Arrays:
+    """Return the images of files as `cfg` wants them; those with other settings share the decoded files."""
+
+    def decoded() -> Arrays:
+        return shared_arrays(cfg.name, files, "", lambda: _read_images(file_set, files))
+
+    if not _is_changed(cfg, file_set.shape):
+        return decoded()
+    shape = converted_shape(file_set.shape, cfg.convert)
+    return shared_arrays(
+        cfg.name,
+        files,
+        f"classes {cfg.classes} shape {tuple(shape)}",
+        lambda: select_and_convert(decoded(), file_set.num_classes, cfg.classes, shape),
+    )
 
 
 def _read_images(file_set: ImageSet, files: Sequence[Path]) -> Arrays:

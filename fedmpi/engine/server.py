@@ -103,6 +103,7 @@ class Server:
             self._evaluation = None
             self._log_arrived()
             self._emit_rounds()
+            self._algorithm.close()
         model = self._algorithm.global_model()
         state, ints = model.state_S.cpu().numpy(), model.ints_I.cpu().numpy()
         if self._setup.config.ledger.save_model:

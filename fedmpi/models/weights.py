@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def fill_from_file(module: nn.Module, path: Path, model_name: str) -> None:
     groups = _names_by_tensor(module)
     _check_names(tensors, groups, path, model_name)
     for names, target in groups:
-        found = [(name, _converted(tensors[name], target.dtype, name, path)) for name in names if name in tensors]
+        found = [(name, converted(tensors[name], target.dtype, name, path)) for name in names if name in tensors]
         (first_name, first), *others = found
         for name, other in others:
             if not torch.equal(first, other):
@@ -60,52 +60,52 @@ def fill_from_file(module: nn.Module, path: Path, model_name: str) -> None:
         target.detach().copy_(first)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, on the CPU, in the file's dtypes.
+def read_tensors(path: Path, key: str = "model.weights") -> dict[str, Tensor]:
+    """Return the tensors of a file by name, on the CPU, in the file's dtypes; `key` is the setting to blame in errors.
 
     Raises
     ------
     DataError
     """
     if path.is_dir():
-        raise DataError(f"model.weights: {path} is a folder: give the file of weights in it")
+        raise DataError(f"{key}: {path} is a folder: give the file of weights in it")
     if not path.is_file():
-        raise DataError(f"model.weights: there is no file {path} (looked for from {Path.cwd()})")
+        raise DataError(f"{key}: there is no file {path} (looked for from {Path.cwd()})")
     try:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
-            _check_start(path)
+            _check_start(path, key)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of pickle protocols and TorchScript: what matters comes as an error
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except DataError:
         raise
     except Exception as error:  # the readers raise whatever a damaged byte leads them to
-        raise DataError(f"model.weights: {path} cannot be read as weights: {_why(error)}. {_WANTED}") from error
+        raise DataError(f"{key}: {path} cannot be read as weights: {_why(error)}. {_WANTED}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
-        raise DataError(f"model.weights: {path} must hold tensors by name (a state_dict), got {type(content).__name__}")
-    _refuse_nested(content, path)
+        raise DataError(f"{key}: {path} must hold tensors by name (a state_dict), got {type(content).__name__}")
+    _refuse_nested(content, path, key)
     for name, tensor in content.items():
         if not isinstance(tensor, Tensor):
-            raise DataError(f"model.weights: {path}: {name!r} must be a tensor, got {type(tensor).__name__}")
+            raise DataError(f"{key}: {path}: {name!r} must be a tensor, got {type(tensor).__name__}")
         if tensor.layout != torch.strided or tensor.is_meta:
-            raise DataError(f"model.weights: {path}: {name!r} must be a dense tensor with its numbers")
+            raise DataError(f"{key}: {path}: {name!r} must be a dense tensor with its numbers")
     return {str(name): tensor.detach() for name, tensor in content.items()}
 
 
-def _check_start(path: Path) -> None:
+def _check_start(path: Path, key: str) -> None:
     """Raise `DataError` for a file that begins like none of torch.save's: its reader's own errors say little then."""
     with path.open("rb") as file:
         start = file.read(2)
     if start != b"PK" and start[:1] != b"\x80":  # a zip archive, or a pickle of protocol 2 or later
         found = "an empty file" if not start else "a file that torch.save did not write"
-        raise DataError(f"model.weights: {path} cannot be read as weights: it is {found}. {_WANTED}")
+        raise DataError(f"{key}: {path} cannot be read as weights: it is {found}. {_WANTED}")
 
 
-def _refuse_nested(content: Mapping[Any, object], path: Path) -> None:
+def _refuse_nested(content: Mapping[Any, object], path: Path, key: str) -> None:
     """Raise `DataError` for a checkpoint that holds a state_dict under a key, and say under which."""
     inner = [
         name
@@ -115,7 +115,7 @@ def _refuse_nested(content: Mapping[Any, object], path: Path) -> None:
     if inner:
         keys = " and ".join(repr(name) for name in inner)
         raise DataError(
-            f"model.weights: {path} is a checkpoint with a state_dict under {keys}: save that alone, by "
+            f"{key}: {path} is a checkpoint with a state_dict under {keys}: save that alone, by "
             f"torch.save(torch.load({str(path)!r})[{inner[0]!r}], 'weights.pt')"
         )
 
@@ -133,6 +133,20 @@ def _names_by_tensor(module: nn.Module) -> list[tuple[list[str], Tensor]]:
     return list(groups.values())
 
 
+def some_of(names: Sequence[str]) -> str:
+    """Write the first of some names, and how many more there are."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def wrapped_hint(names: Collection[str]) -> str:
+    """Return what to do about names that all begin as a wrapped model's do; "" for others."""
+    if not names or not all(name.startswith(_WRAPPED) for name in names):
+        return ""
+    return (
+        f". All names in the file begin with {_WRAPPED!r}, as DataParallel has them: save `model.module.state_dict()`"
+    )
+
+
 def _check_names(
     tensors: Mapping[str, Tensor], groups: list[tuple[list[str], Tensor]], path: Path, model_name: str
 ) -> None:
@@ -145,29 +159,26 @@ def _check_names(
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
     problems = [
-        f"{what}: {', '.join(names[:_NAMED])}" + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        f"{what}: {some_of(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
         if names
     ]
     if problems:
-        hint = ""
-        if tensors and all(name.startswith(_WRAPPED) for name in tensors):
-            hint = (
-                f". All names in the file begin with {_WRAPPED!r}, as DataParallel has them: save "
-                "`model.module.state_dict()`"
-            )
-        raise ConfigError(f"model.weights={path} does not fit model.name={model_name}; {'; '.join(problems)}{hint}")
+        raise ConfigError(
+            f"model.weights={path} does not fit model.name={model_name}; {'; '.join(problems)}{wrapped_hint(tensors)}"
+        )
 
 
-def _converted(tensor: Tensor, dtype: torch.dtype, name: str, path: Path) -> Tensor:
+def converted(tensor: Tensor, dtype: torch.dtype, name: str, path: Path, key: str = "model.weights") -> Tensor:
+    """Return a file's tensor in a module's dtype; `DataError` if it cannot be, or has a number that is not finite."""
     allowed = FLOATS if dtype == torch.float32 else (dtype,)
     if tensor.dtype not in allowed:
         words = ", ".join(str(kind).removeprefix("torch.") for kind in allowed)
-        raise DataError(f"model.weights: {path}: {name} must be one of {words}, got {tensor.dtype}")
-    converted = tensor.to(dtype)
-    if not bool(torch.isfinite(converted).all()):
-        raise DataError(f"model.weights: {path}: {name} has NaN, infinity or numbers beyond float32 in it")
-    return converted
+        raise DataError(f"{key}: {path}: {name} must be one of {words}, got {tensor.dtype}")
+    result = tensor.to(dtype)
+    if not bool(torch.isfinite(result).all()):
+        raise DataError(f"{key}: {path}: {name} has NaN, infinity or numbers beyond float32 in it")
+    return result
 
 
 def _why(error: Exception) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from fedmpi import __version__
 from fedmpi.comm.placement import Place
-from fedmpi.config import RunConfig
+from fedmpi.config import Section
 from fedmpi.configfile import describe
 from fedmpi.engine.setup import Setup
 from fedmpi.report.console import table
@@ -56,7 +56,7 @@ def banner(facts: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-def echo(config: RunConfig) -> str:
+def echo(config: Section) -> str:
     """Return the resolved configuration; what differs from the defaults carries a comment."""
     return "configuration\n" + "\n".join("  " + line for line in describe(config).splitlines())
 

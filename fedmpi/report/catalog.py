@@ -13,7 +13,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from fedmpi.algorithms.registry import BUILT_IN, describe_algorithms, find
-from fedmpi.config import NamedSection, RunConfig, Section
+from fedmpi.config import NamedSection, PretrainConfig, RunConfig, Section
 from fedmpi.models.registry import describe_models
 from fedmpi.problems import leaves, names_of, sections_of
 
@@ -67,6 +67,11 @@ def all_parts(algorithms: Iterable[str] = BUILT_IN) -> list[Part]:
         elif members:
             parts += _section(name, members[0])
     return parts
+
+
+def pretrain_parts() -> list[Part]:
+    """Return the settings that only a pre-training has."""
+    return list(_section("pretrain", PretrainConfig))
 
 
 _OWN_ALGORITHM = ", an installed entry point, or an `Algorithm` as path/to/file.py:NAME or package.module:NAME"

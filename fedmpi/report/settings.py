@@ -9,7 +9,7 @@ from fedmpi.algorithms.registry import BUILT_IN
 from fedmpi.config import RunConfig
 from fedmpi.errors import ConfigError
 from fedmpi.problems import did_you_mean
-from fedmpi.report.catalog import Part, all_parts
+from fedmpi.report.catalog import Part, all_parts, pretrain_parts
 
 HOW = """\
 A configuration is one YAML file. Only `rounds` must be in it; every other setting has a default:
@@ -26,7 +26,8 @@ can be given in quotes; of two for the same key the last counts:
     fedmpi run run.yaml train.lr=1e-3 model.name=mlp 'model.hidden=[200, 100]' 'partition={name: iid, num_clients: 20}'
 
 A name changed there (`data.name`, `partition.name`, `model.name`, `algorithm.name`) drops the other settings that the
-file has in that section, as they were for the other name. A partition keeps `num_clients`, data keep `augment`.
+file has in that section, as they were for the other name. A partition keeps `num_clients`, data keep `augment` and
+`convert`.
 
 Everything is checked before anything starts. An unknown key, a value of another type (a number in quotes is a word) or
 one out of range ends the command with status 2 and a line for each, which names the key, the rule and the value, and
@@ -79,7 +80,7 @@ def settings_text(prefix: str = "", width: int | None = None) -> str:
 def settings_markdown() -> str:
     """Return docs/configuration.md."""
     blocks = [_HEAD, HOW]
-    for part in all_parts():
+    for part in [*all_parts(), *pretrain_parts()]:
         blocks.append(f"## {part.title}\n" if "=" not in part.title else f"### `{part.title}`\n")
         blocks.append(f"{part.about}\n")
         if part.settings:
@@ -96,7 +97,7 @@ def _chosen(prefix: str) -> list[Part]:
     """Find the parts, and in them the settings, that a prefix means."""
     section, _, name = prefix.partition(".name=")
     own = section == "algorithm" and name and name not in BUILT_IN
-    parts = all_parts((*BUILT_IN, name) if own else BUILT_IN)
+    parts = all_parts((*BUILT_IN, name) if own else BUILT_IN) + pretrain_parts()
     found = []
     for part in parts:
         whole = f"{part.title}.".startswith(f"{prefix}.") if prefix else True

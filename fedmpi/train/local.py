@@ -44,13 +44,15 @@ def train_local(
     cfg: TrainConfig,
     *,
     rng: np.random.Generator,
+    fresh: bool = True,
+    after_forward: Callable[[Tensor, Tensor], None] | None = None,
     extra_loss: Callable[[Tensor], Tensor] | None = None,
     after_backward: Callable[[FlatModel], None] | None = None,
     after_step: Callable[[FlatModel], None] | None = None,
     after_epoch: Callable[[int, Tensor, Tensor], None] | None = None,
     progress: Callable[[], None] | None = None,
 ) -> LocalStats:
-    """Train a model on one client's data with ``train.optimizer``, whose state starts at zero.
+    """Train a model on one client's data with ``train.optimizer``.
 
     Parameters
     ----------
@@ -60,6 +62,10 @@ def train_local(
     cfg : TrainConfig
     rng : numpy.random.Generator
         Decides the batches.
+    fresh : bool
+        The optimizer's state starts at zero. Only SGD can go on with what the model's last training left.
+    after_forward : callable, optional
+        ``f(logits, y)``, called before each step.
     extra_loss : callable, optional
         Maps the flat parameters (num_params,) to a scalar that is added to the loss.
     after_backward, after_step : callable, optional
@@ -77,14 +83,17 @@ def train_local(
     module, grads_P = model.module, model.grads_P
     module.train()
     seed_torch(model.device, int(rng.integers(2**63)))  # dropout and the like
-    step = make_step(model, cfg)
+    step = make_step(model, cfg, fresh=fresh)
     loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
     num_steps = num_samples = 0
     steps_per_epoch = -(-shard.num_samples // cfg.batch_size) if after_epoch is not None else 0
     due = perf_counter() + PROGRESS_S
     for x, y in shard.batches(cfg.batch_size, cfg.local_epochs, rng):
         grads_P.zero_()
-        loss = F.cross_entropy(module(x), y)
+        logits = module(x)
+        if after_forward is not None:
+            after_forward(logits.detach(), y)
+        loss = F.cross_entropy(logits, y)
         loss.backward()  # type: ignore[no-untyped-call]
         if extra_loss is not None:
             extra_loss(model.leaf_P).backward()  # type: ignore[no-untyped-call]

@@ -12,12 +12,14 @@ from fedmpi.config import TrainConfig
 from fedmpi.flat import FlatVectors
 
 
-def make_step(model: FlatVectors, cfg: TrainConfig) -> Callable[[], None]:
+def make_step(model: FlatVectors, cfg: TrainConfig, *, fresh: bool = True) -> Callable[[], None]:
     """Return a function that takes one step of ``train.optimizer`` from the model's gradients, which it uses up.
 
-    The optimizer's state lies in vectors that the model keeps, and is set to zero here. A part of a model is stepped
-    alone: ``train.clip_norm`` then limits the norm of the part's own gradient.
+    The optimizer's state lies in vectors that the model keeps, and is set to zero here, unless SGD is to go on from
+    what is in them (`fresh` is False), perhaps with another learning rate. A part of a model is stepped alone:
+    ``train.clip_norm`` then limits the norm of the part's own gradient.
     """
+    assert fresh or cfg.optimizer == "sgd", "Adam's number of steps is not kept"
     params_P, grads_P = model.params_P, model.grads_P
     if cfg.optimizer == "adam":
         first_P, second_P = model.momentum_P.zero_(), model.second_moment_P.zero_()
@@ -29,7 +31,9 @@ def make_step(model: FlatVectors, cfg: TrainConfig) -> Callable[[], None]:
             adam_step(params_P, grads_P, first_P, second_P, num_steps, cfg)
 
         return adam
-    momentum_P = model.momentum_P.zero_() if cfg.momentum else None
+    momentum_P = model.momentum_P if cfg.momentum else None
+    if momentum_P is not None and fresh:
+        momentum_P.zero_()
     return lambda: sgd_step(params_P, grads_P, momentum_P, cfg)
 
 
@@ -51,11 +55,12 @@ def forget_at(model: FlatVectors, cfg: TrainConfig, where_P: Tensor) -> None:
 def sgd_step(params_P: Tensor, grads_P: Tensor, momentum_P: Tensor | None, cfg: TrainConfig) -> None:
     """Take one step in place: clip, weight decay, momentum, update, in the order and with the formulas of torch's SGD.
 
-    `grads_P` is used up.
+    `grads_P` is used up. With ``nesterov`` the update is along gradient + momentum * (new momentum vector).
     """
     _clip_and_decay(params_P, grads_P, cfg)
     if momentum_P is not None:
-        grads_P = momentum_P.mul_(cfg.momentum).add_(grads_P)
+        momentum_P.mul_(cfg.momentum).add_(grads_P)
+        grads_P = grads_P.add_(momentum_P, alpha=cfg.momentum) if cfg.nesterov else momentum_P
     params_P.add_(grads_P, alpha=-cfg.lr)
 
 

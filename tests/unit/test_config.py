@@ -17,7 +17,7 @@ from fedmpi.config import (
     RunConfig,
     TrainConfig,
 )
-from fedmpi.configfile import apply_overrides, describe, load_config, parse_yaml, validate
+from fedmpi.configfile import apply_overrides, describe, load_config, load_pretrain_config, parse_yaml, validate
 from fedmpi.errors import ConfigError
 
 
@@ -447,3 +447,43 @@ def test_numbers_of_either_form_where_a_number_is_meant(tmp_path: Path) -> None:
     assert (config.rounds, config.train.lr, config.train.weight_decay) == (10, 1.0, 0.001)
     assert config.placement.threads == "auto"
     assert load(tmp_path, "rounds: 1\ndata: {root: '3'}\n").data.root == Path("3")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.nesterov=true", "train.optimizer=adam"], "train.nesterov is only for train.optimizer=sgd, got adam"),
+        (["train.nesterov=true", "train.momentum=0"], "train.nesterov needs train.momentum above 0, got 0.0"),
+    ],
+)
+def test_nesterov_needs_the_momentum_of_sgd(tmp_path: Path, overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=f"on the command line: {words}"):
+        load(tmp_path, "rounds: 1\n", *overrides)
+    assert load(tmp_path, "rounds: 1\n", "train.nesterov=true").train.nesterov
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pretrain: {momentum: 0}\n", "pretrain.nesterov needs pretrain.momentum above 0, got 0.0; set"),
+        ("pretrain: {epochs: 0}\n", "pretrain.epochs must be at least 1, got 0"),
+        ("pretrain: {lr_drops: [0.5, 1]}\n", "pretrain.lr_drops.1 must be below 1, got 1"),
+        ("rounds: 3\n", "rounds: unknown key"),
+        ("placement: {min_ranks: 2}\n", "placement.min_ranks: unknown key"),
+        ("data: {classes: [1]}\n", "data.classes must be a list of at least 2 values"),
+        ("data: {classes: [1, -1]}\n", "data.classes.1 must be at least 0, got -1"),
+        ("- 1\n", r"a configuration is a mapping of sections \(such as `model: \{name: cnn\}`\), got a list"),
+    ],
+)
+def test_a_pretraining_that_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "pre.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        load_pretrain_config(tmp_path / "pre.yaml")
+
+
+def test_a_pretraining(tmp_path: Path) -> None:
+    (tmp_path / "pre.yaml").write_text("model: {name: mlp}\ndata: {classes: [3, 4]}\n")
+    config = load_pretrain_config(tmp_path / "pre.yaml", ["pretrain.epochs=3", "data.convert={height: 32}"])
+    assert (config.pretrain.epochs, config.pretrain.lr_drops, config.data.classes) == (3, (0.5, 0.8), (3, 4))
+    (tmp_path / "again.yaml").write_text(describe(config))
+    assert load_pretrain_config(tmp_path / "again.yaml") == config

@@ -23,7 +23,9 @@ def test_the_same_name_keeps_them() -> None:
 
 def test_another_data_set_drops_the_folder_and_what_only_the_first_has() -> None:
     data = {"name": "synthetic", "root": "/x", "augment": "crop_flip", "synthetic": {"noise": 3}, "text": {}}
-    assert apply_overrides({"data": data}, ["data.name=cifar10"])["data"] == {"name": "cifar10", "augment": "crop_flip"}
+    data |= {"classes": [1, 2], "convert": {"height": 8}}
+    kept = {"name": "cifar10", "augment": "crop_flip", "convert": {"height": 8}}
+    assert apply_overrides({"data": data}, ["data.name=cifar10"])["data"] == kept
     assert apply_overrides({"data": data}, ["data.name=synthetic"])["data"] == data
 
 

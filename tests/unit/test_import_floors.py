@@ -22,7 +22,7 @@ FLOORS = (
     ("compress", "data", "models", "train"),
     ("algorithms",),
     ("engine",),
-    ("report", "cli", "commands", "dryrun", "lastwords", "launch", "output", "runner", "weigh", "__main__"),
+    ("report", "cli", "commands", "dryrun", "lastwords", "launch", "output", "pretrain", "runner", "weigh", "__main__"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -112,8 +112,8 @@ def test_one_line_a_key_whatever_its_form(values: dict[str, Any], problem: str) 
         ("clients_per_round", "did you mean participation.clients_per_round?"),  # in another section
         (
             "zzz",
-            "the keys of train are local_epochs, batch_size, optimizer, lr, momentum, weight_decay, clip_norm, "
-            "adam_beta2, adam_eps",
+            "the keys of train are local_epochs, batch_size, optimizer, lr, momentum, nesterov, weight_decay, "
+            "clip_norm, adam_beta2, adam_eps",
         ),
     ],
 )

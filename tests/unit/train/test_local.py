@@ -49,6 +49,18 @@ class Recorder(Shard):
             yield x, y
 
 
+def test_each_batch_is_shown_with_its_logits() -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+    flat, shard = FlatModel(net()), Recorder(device_images(), np.arange(40))
+    cfg = TrainConfig(batch_size=16)
+    train_local(flat, shard, cfg, rng=rng(), after_forward=lambda logits, y: seen.append((logits, y.clone())))
+    assert [tuple(logits.shape) for logits, _ in seen] == [(16, 4), (16, 4), (8, 4)]
+    assert all(torch.equal(y, batch) for (_, y), (_, batch) in zip(seen, shard.seen, strict=True))
+    other = FlatModel(net())
+    train_local(other, Shard(device_images(), np.arange(40)), cfg, rng=rng())
+    assert torch.equal(other.state_S, flat.state_S)
+
+
 def rng(client_id: int = 0) -> np.random.Generator:
     return stream(1, 0, client_id, "batches")
 

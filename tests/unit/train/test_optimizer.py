@@ -38,14 +38,16 @@ def clip(module: nn.Module, clip_norm: float | None) -> None:
         assert (float(norm) > clip_norm) == (clip_norm == 0.5)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 @pytest.mark.parametrize("clip_norm", [None, 0.5, 1e6])
-def test_sgd_steps_equal_those_of_torch(momentum: float, weight_decay: float, clip_norm: float | None) -> None:
+def test_sgd_steps_equal_those_of_torch(
+    momentum: float, nesterov: bool, weight_decay: float, clip_norm: float | None
+) -> None:
     module = conv_net()
     flat = FlatModel(copy.deepcopy(module))
-    cfg = TrainConfig(lr=0.1, momentum=momentum, weight_decay=weight_decay, clip_norm=clip_norm)
-    sgd = torch.optim.SGD(module.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    cfg = TrainConfig(lr=0.1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, clip_norm=clip_norm)
+    sgd = torch.optim.SGD(module.parameters(), lr=0.1, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     start_P = flat.params_P.clone()
     for _ in give_gradients(module, flat, 3):
         clip(module, clip_norm)
@@ -79,6 +81,29 @@ def test_adam_steps_equal_those_of_torch(
             for name, param in module.named_parameters():
                 torch.testing.assert_close(flat.module.get_parameter(name), param, rtol=1e-5, atol=2e-6)
     assert float((flat.params_P - start_P).abs().max()) > 1e-2
+
+
+def test_nesterov_by_hand() -> None:
+    cfg = TrainConfig(lr=0.1, momentum=0.5, nesterov=True)
+    w, m = torch.tensor([1.0]), torch.tensor([4.0])
+    sgd_step(w, torch.tensor([3.0]), m, cfg)
+    # m = 0.5 * 4 + 3 = 5; w = 1 - 0.1 * (3 + 0.5 * 5)
+    assert m.item() == 5.0
+    assert w.item() == pytest.approx(0.45)
+
+
+def test_sgd_goes_on_with_its_momentum() -> None:
+    def play(*learning_rates: float, split: bool) -> bytes:
+        flat = FlatModel(conv_net())
+        for number, lr in enumerate(learning_rates):
+            if split or number == 0:
+                step = make_step(flat, TrainConfig(lr=lr, nesterov=True), fresh=number == 0)
+            flat.grads_P.fill_(0.1 + number)
+            step()
+        return flat.params_P.numpy().tobytes()
+
+    assert play(0.1, 0.1, 0.1, split=True) == play(0.1, 0.1, 0.1, split=False)
+    assert play(0.1, 0.1, 0.01, split=True) != play(0.1, 0.1, 0.1, split=False)
 
 
 def test_adam_by_hand() -> None:
