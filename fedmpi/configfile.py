@@ -227,6 +227,13 @@ def _clashes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
             "participation.availability_spread spreads the clients' availability around participation.availability, "
             f"which must then be below 1, got {config.participation.availability}",
         )
+    if config.time is not None and config.time.link is None:
+        missing = [key for key in ("up_bits_per_s", "down_bits_per_s", "latency_s") if getattr(config.time, key) is None]
+        if missing:
+            yield (
+                ("time.link", *(f"time.{key}" for key in missing)),
+                f"time.link is not given: name a preset, or give {', '.join(f'time.{key}' for key in missing)} too",
+            )
 
 
 def describe(config: Section) -> str:
