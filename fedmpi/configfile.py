@@ -228,12 +228,11 @@ def _clashes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
             f"which must then be below 1, got {config.participation.availability}",
         )
     if config.time is not None and config.time.link is None:
-        missing = [key for key in ("up_bits_per_s", "down_bits_per_s", "latency_s") if getattr(config.time, key) is None]
+        numbers = ("up_bits_per_s", "down_bits_per_s", "latency_s")
+        missing = [f"time.{name}" for name in numbers if getattr(config.time, name) is None]
         if missing:
-            yield (
-                ("time.link", *(f"time.{key}" for key in missing)),
-                f"time.link is not given: name a preset, or give {', '.join(f'time.{key}' for key in missing)} too",
-            )
+            words = f"time.link is not given: name a preset, or give {', '.join(missing)} too"
+            yield ("time.link", *missing), words
 
 
 def describe(config: Section) -> str:

@@ -1,8 +1,8 @@
-"""How long the simulated system would have taken: bytes, messages and operations, on given links and devices, in seconds.
+"""How long the simulated system would have taken: seconds from bytes, messages and operations, links and devices.
 
-A turn is what one client and the server's side of it do in one round. It keeps four things busy: the link down, the link
-up, the client's device and the server. On a link with latency L that sends B bits a second, a message of n bytes takes
-L + 8 n / B; a device that does R operations a second takes ops / R, a multiplication with its addition being two
+A turn is what one client and the server's side of it do in one round. It keeps four things busy: the link down, the
+link up, the client's device and the server. On a link with latency L that sends B bits a second, a message of n bytes
+takes L + 8 n / B; a device that does R operations a second takes ops / R, a multiplication with its addition being two
 operations, as `fedmpi.models.operations` counts them.
 
 - In sequence, nothing overlaps: the sum over all messages and both devices.
@@ -58,7 +58,7 @@ DEVICES: Mapping[str, float] = {
     "desktop_cpu": 2e11,
     "workstation_gpu": 1e13,
 }
-"""Operations a second that a device keeps up in training, by name. Assumptions all, in round numbers: none was measured."""
+"""Operations a second that a device keeps up in training, by name. Assumptions all, in round numbers, as the links."""
 
 
 class System(NamedTuple):
@@ -160,9 +160,9 @@ def turn_times(
 ) -> Array:
     """Return the seconds of turns.
 
-    With overlap it is the longest of: all bytes down; all bytes up; the server's operations; and the first message down,
-    the device's operations and the last message up, one after the other. To this comes one latency each way in which
-    there are messages. That assumes
+    With overlap it is the longest of: all bytes down; all bytes up; the server's operations; and the first message
+    down, the device's operations and the last message up, one after the other. To this comes one latency each way in
+    which there are messages. That assumes
 
     - that the first message down opens the turn and the last one up closes the client's part of it, so that the device
       works between the two. A turn of one message down and one up is therefore as long as in sequence: it has nothing
