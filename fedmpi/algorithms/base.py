@@ -18,7 +18,7 @@ from fedmpi.config import NamedSection, RunConfig, TrainConfig
 from fedmpi.data.shard import Shard
 from fedmpi.flat import FlatModel, Layout
 from fedmpi.models.initial import InitialModel
-from fedmpi.models.operations import Uses
+from fedmpi.models.operations import Uses, count_operations
 from fedmpi.rng import stream
 from fedmpi.train.local import LocalStats, train_local
 from fedmpi.wire.known import Known
@@ -36,6 +36,13 @@ class AlgorithmConfig(NamedSection):
     """Settings of an algorithm that has none; others derive from it."""
 
     model_config = {"extra": "forbid"}
+
+
+@dataclass
+class Work:
+    """Floating point operations counted so far, a multiplication with its addition being two."""
+
+    ops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class ServerContext:
         `fedmpi.models.operations`.
     warn : callable
         ``f(words)`` shows a warning to the user, among the lines of the rounds.
+    work : Work
+        See `count_ops`.
     """
 
     seed: int
@@ -84,6 +93,14 @@ class ServerContext:
     num_rounds: int = 1
     weight_uses: Callable[[], Mapping[str, Uses]] = dict
     warn: Callable[[str], None] = lambda words: None
+    work: Work = field(default_factory=Work)
+
+    def count_ops(self, num_ops: float) -> None:
+        """Count operations that the half does, for the round's virtual time.
+
+        In a conversation they are of that client's turn; elsewhere they are the round's own, after all turns.
+        """
+        self.work.ops += num_ops
 
 
 @dataclass
@@ -108,6 +125,10 @@ class ClientContext:
         Where the half keeps what messages are coded against: of all clients that the rank plays, so by version.
     num_rounds, weight_uses
         As in `ServerContext`.
+    work : Work
+        What the client whose turn it is has counted; see `count_ops`.
+    counts_ops : bool
+        Whether anybody wants to know, so that working out what to count is worth its time.
     """
 
     seed: int
@@ -120,6 +141,25 @@ class ClientContext:
     known: Known = field(default_factory=Known)
     num_rounds: int = 1
     weight_uses: Callable[[], Mapping[str, Uses]] = dict
+    work: Work = field(default_factory=Work)
+    counts_ops: bool = False
+
+    def count_ops(self, num_ops: float) -> None:
+        """Count operations that the client does in this turn, for the round's virtual time."""
+        self.work.ops += num_ops
+
+    def count_passes(self, *, forward: int = 0, backward: int = 0) -> None:
+        """Count so many samples' forward and backward passes through the whole model, as if it were dense.
+
+        Masked weights count too, as dense kernels multiply by them.
+        """
+        if not self.counts_ops:
+            return
+        numels = {entry.name: entry.numel for entry in self.model.layout.entries}
+        uses = self.weight_uses()
+        kept = [numels[name] for name in uses]
+        ops = count_operations(kept, list(uses.values()), kept)
+        self.count_ops(forward * ops.forward + backward * ops.backward)
 
 
 class ServerHalf(ABC):
@@ -269,6 +309,8 @@ class ClientHalf(ABC):
             progress=self.ctx.progress,
         )
         self.ctx.stats.append(stats)
+        num_passes = shard.num_samples * self.ctx.train_config.local_epochs
+        self.ctx.count_passes(forward=num_passes, backward=num_passes)
         return stats
 
     def rng(self, round_idx: int, client_id: int, purpose: str) -> np.random.Generator:

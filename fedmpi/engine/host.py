@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from fedmpi.algorithms.base import Conversation, MessageTypes, ServerHalf
+from fedmpi.algorithms.base import Conversation, MessageTypes, ServerHalf, Work
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.engine.rank import Rank, Topic
 from fedmpi.engine.reply import Arrived, Reply, TurnReport, check_finite, decode_up
@@ -39,6 +39,7 @@ class _Hosted:
     running: bool = False
     fault: str = ""
     report: TurnReport | None = None
+    ops: float = 0.0
 
 
 class Host:
@@ -55,6 +56,8 @@ class Host:
         ``f(round_idx, client_id)``: whether the client is lost once it has what the server says first.
     drop_nonfinite : bool
         Leave out a client that sends NaN or infinity, instead of raising NonFiniteError.
+    work : Work, optional
+        What `algorithm` counts its operations in.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Host:
         *,
         drops_out: Callable[[int, int], bool] = lambda round_idx, client_id: False,
         drop_nonfinite: bool = False,
+        work: Work | None = None,
     ) -> None:
         self._rank = rank
         self._algorithm = algorithm
@@ -73,6 +77,7 @@ class Host:
         self._on_reply = on_reply
         self._drops_out = drops_out
         self._drop_nonfinite = drop_nonfinite
+        self._work = Work() if work is None else work
         self._hosted: dict[int, _Hosted] = {}
         # An object that the algorithm returns for many clients of a round is encoded once.
         self._frames: WeakKeyDictionary[Message, tuple[Frame, Figures]] = WeakKeyDictionary()
@@ -181,6 +186,7 @@ class Host:
             # This may run between two steps of a client's training on the same rank: neither may draw the other's
             # random numbers, nor may a message that comes meanwhile enter the generator a second time.
             random_state = torch.get_rng_state()
+            others_ops, self._work.ops = self._work.ops, hosted.ops
             hosted.running = True
             try:
                 action = hosted.generator.send(received)
@@ -192,6 +198,7 @@ class Host:
                     hosted.expected = _as_tuple(stop.value)
             finally:
                 hosted.running = False
+                hosted.ops, self._work.ops = self._work.ops, others_ops
                 torch.set_rng_state(random_state)
                 self._rank.timer.switch(left)
             received = None
@@ -266,6 +273,7 @@ class Host:
                 hosted.message,
                 waiting,
                 hosted.fault,
+                hosted.ops,
             )
         )
 

@@ -34,6 +34,8 @@ class TurnReport:
         The rank's seconds by phase since its start.
     downs : list of (float, float)
         Seconds of decoding and time of arrival of each message down.
+    device_ops : float
+        Operations that the client has counted.
     """
 
     loss: float
@@ -42,16 +44,18 @@ class TurnReport:
     kept_state: bool
     phase_totals: list[float]
     downs: list[tuple[float, float]]
+    device_ops: float = 0.0
 
     def floats(self) -> list[float]:
         """Return the report as plain numbers."""
         downs = (number for down in self.downs for number in down)
-        return [self.loss, self.num_steps, self.num_samples, self.kept_state, *self.phase_totals, *downs]
+        counts = (self.num_steps, self.num_samples, self.kept_state, self.device_ops)
+        return [self.loss, *counts, *self.phase_totals, *downs]
 
     @classmethod
     def from_body(cls, body: np.ndarray) -> TurnReport:
         """Read a report from a packet's body."""
-        loss, num_steps, num_samples, kept_state, *rest = unpack_floats(body)
+        loss, num_steps, num_samples, kept_state, device_ops, *rest = unpack_floats(body)
         downs = rest[len(PHASES) :]
         return cls(
             loss,
@@ -60,6 +64,7 @@ class TurnReport:
             bool(kept_state),
             rest[: len(PHASES)],
             list(zip(downs[::2], downs[1::2], strict=True)),
+            device_ops,
         )
 
 
@@ -91,6 +96,8 @@ class Reply:
         the bytes of it, to be decoded when its turn has come.
     fault : str
         One of `FAULTS`: why there is no result, if there is none.
+    server_ops : float
+        Operations that the server has counted in this conversation.
     """
 
     round_idx: int
@@ -101,6 +108,7 @@ class Reply:
     message: Message | None
     waiting: Arrived | None
     fault: str = ""
+    server_ops: float = 0.0
 
     @property
     def held_nbytes(self) -> int:
