@@ -258,7 +258,7 @@ DevicePreset = Literal["microcontroller", "raspberry_pi_4", "phone", "jetson", "
 
 
 class TimeConfig(Section):
-    """Links and devices of the simulated system, which each round's virtual time is worked out for."""
+    """Links and devices that each round's virtual time is worked out for. Without this section there is none."""
 
     link: Literal["lan_1g", "wifi_100m", "home_50m_10m", "lte_20m_5m", "nb_slow"] | None = Field(
         None,
@@ -305,4 +305,4 @@ class RunConfig(Section):
     comm: CommConfig = CommConfig()
     placement: PlacementConfig = PlacementConfig()
     ledger: LedgerConfig = LedgerConfig()
-    time: TimeConfig | None = Field(None, description="only where virtual time is wanted")
+    time: TimeConfig | None = Field(None, description="null: no virtual time")
