@@ -278,6 +278,40 @@ class WireConfig(Section):
     )
 
 
+DevicePreset = Literal["microcontroller", "raspberry_pi_4", "phone", "jetson", "desktop_cpu", "workstation_gpu"]
+
+
+class TimeConfig(Section):
+    """Links and devices that each round's virtual time is worked out for. Without this section there is none."""
+
+    link: Literal["lan_1g", "wifi_100m", "home_50m_10m", "lte_20m_5m", "nb_slow"] | None = Field(
+        None,
+        description="preset of the clients' links, an assumption and no measurement; without one the three numbers "
+        "below are needed",
+    )
+    up_bits_per_s: float | None = Field(None, gt=0, description="bandwidth from a client, in the preset's place")
+    down_bits_per_s: float | None = Field(None, gt=0, description="bandwidth to a client, in the preset's place")
+    latency_s: float | None = Field(None, ge=0, description="seconds a message beside its bytes, in the preset's place")
+    device: DevicePreset | Annotated[float, Field(gt=0)] = Field(
+        ...,
+        description="the clients' devices: a preset, which is an assumption, or operations a second (a multiplication "
+        "with its addition is two)",
+    )
+    server: DevicePreset | Annotated[float, Field(gt=0)] = Field(
+        ..., description="the same of the server, for one conversation"
+    )
+    link_spread: float = Field(
+        0.0,
+        ge=0,
+        le=5,
+        description="standard deviation of the logarithm of each client's own factor on its bandwidths, drawn once; "
+        "median 1",
+    )
+    device_spread: float = Field(
+        0.0, ge=0, le=5, description="the same of each client's own factor on its operations a second"
+    )
+
+
 class RunConfig(Section):
     """Everything that decides a run."""
 
@@ -295,6 +329,7 @@ class RunConfig(Section):
     comm: CommConfig = CommConfig()
     placement: PlacementConfig = PlacementConfig()
     ledger: LedgerConfig = LedgerConfig()
+    time: TimeConfig | None = Field(None, description="null: no virtual time")
 
 
 class PretrainConfig(Section):

@@ -258,6 +258,12 @@ def _clashes(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
             "participation.availability_spread spreads the clients' availability around participation.availability, "
             f"which must then be below 1, got {config.participation.availability}",
         )
+    if config.time is not None and config.time.link is None:
+        numbers = ("up_bits_per_s", "down_bits_per_s", "latency_s")
+        missing = [f"time.{name}" for name in numbers if getattr(config.time, name) is None]
+        if missing:
+            words = f"time.link is not given: name a preset, or give {', '.join(missing)} too"
+            yield ("time.link", *missing), words
 
 
 def _clashes_of_sgd(where: str, section: TrainConfig | PretrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -19,7 +19,7 @@ from fedmpi.config import NamedSection, RunConfig, TrainConfig
 from fedmpi.data.shard import Shard
 from fedmpi.flat import FlatModel, Layout
 from fedmpi.models.initial import InitialModel
-from fedmpi.models.operations import Uses
+from fedmpi.models.operations import Uses, count_operations
 from fedmpi.models.spec import ModelSpec
 from fedmpi.rng import stream
 from fedmpi.train.local import LocalStats, train_local
@@ -38,6 +38,13 @@ class AlgorithmConfig(NamedSection):
     """Settings of an algorithm that has none; others derive from it."""
 
     model_config = {"extra": "forbid"}
+
+
+@dataclass
+class Work:
+    """Floating point operations counted so far, a multiplication with its addition being two."""
+
+    ops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ class ServerContext:
         of that and of what clients train.
     dry_run : bool
         Messages are wanted, training is not.
+    work : Work
+        See `count_ops`.
     """
 
     seed: int
@@ -104,6 +113,14 @@ class ServerContext:
     schema: Schema | None = None
     stats: list[LocalStats] = field(default_factory=list)
     dry_run: bool = False
+    work: Work = field(default_factory=Work)
+
+    def count_ops(self, num_ops: float) -> None:
+        """Count operations that the half does, for the round's virtual time.
+
+        In a conversation they are of that client's turn; elsewhere they are the round's own, after all turns.
+        """
+        self.work.ops += num_ops
 
 
 @dataclass
@@ -130,6 +147,10 @@ class ClientContext:
         As in `ServerContext`.
     max_samples : int
         Samples of the client that has most.
+    work : Work
+        What the client whose turn it is has counted; see `count_ops`.
+    counts_ops : bool
+        Whether anybody wants to know, so that working out what to count is worth its time.
     """
 
     seed: int
@@ -144,6 +165,25 @@ class ClientContext:
     weight_uses: Callable[[], Mapping[str, Uses]] = dict
     spec: ModelSpec | None = None
     max_samples: int = 0
+    work: Work = field(default_factory=Work)
+    counts_ops: bool = False
+
+    def count_ops(self, num_ops: float) -> None:
+        """Count operations that the client does in this turn, for the round's virtual time."""
+        self.work.ops += num_ops
+
+    def count_passes(self, *, forward: int = 0, backward: int = 0) -> None:
+        """Count so many samples' forward and backward passes through the whole model, as if it were dense.
+
+        Masked weights count too, as dense kernels multiply by them.
+        """
+        if not self.counts_ops:
+            return
+        numels = {entry.name: entry.numel for entry in self.model.layout.entries}
+        uses = self.weight_uses()
+        kept = [numels[name] for name in uses]
+        ops = count_operations(kept, list(uses.values()), kept)
+        self.count_ops(forward * ops.forward + backward * ops.backward)
 
 
 class ServerHalf(ABC):
@@ -314,6 +354,8 @@ class ClientHalf(ABC):
             progress=self.ctx.progress,
         )
         self.ctx.stats.append(stats)
+        num_passes = shard.num_samples * self.ctx.train_config.local_epochs
+        self.ctx.count_passes(forward=num_passes, backward=num_passes)
         return stats
 
     def rng(self, round_idx: int, client_id: int, purpose: str) -> np.random.Generator:

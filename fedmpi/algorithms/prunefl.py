@@ -235,7 +235,7 @@ class PruneFLClient(SparseClient):
         num_epochs = -(-config.initial_iterations // -(-shard.num_samples // cfg.batch_size))
         batches = shard.batches(cfg.batch_size, num_epochs, rng)
         sizes = [int(torch.count_nonzero(mask_P))]
-        loss_sum, num_samples, num_steps = 0.0, 0, 0
+        loss_sum, num_samples, num_steps, num_passes = 0.0, 0, 0, 0
         for x, y in islice(batches, config.initial_iterations):
             model.grads_P.zero_()
             loss = F.cross_entropy(model.module(x), y)
@@ -247,6 +247,7 @@ class PruneFLClient(SparseClient):
             keep(model)
             loss_sum += loss.item() * y.numel()
             num_samples += y.numel()
+            num_passes += len(y)
             num_steps += 1
             self.ctx.progress()
             if num_steps % config.initial_interval == 0:
@@ -260,6 +261,7 @@ class PruneFLClient(SparseClient):
                 if is_steady(sizes):
                     break
         self.ctx.stats.append(LocalStats(num_steps, num_samples, loss_sum / max(1, num_samples)))
+        self.ctx.count_passes(forward=num_passes, backward=num_passes)
         return mask_P
 
     def _reconfigure(self, importance_N: Tensor, mask_P: Tensor) -> Tensor:

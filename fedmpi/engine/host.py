@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from fedmpi.algorithms.base import Conversation, MessageTypes, ServerHalf
+from fedmpi.algorithms.base import Conversation, MessageTypes, ServerHalf, Work
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.engine.rank import Rank, Topic
 from fedmpi.engine.reply import Arrived, Reply, TurnReport, check_finite, decode_up
@@ -43,6 +43,7 @@ class _Hosted:
     stats: list[LocalStats] = field(default_factory=list)
     fault: str = ""
     report: TurnReport | None = None
+    ops: float = 0.0
 
 
 class Host:
@@ -62,6 +63,8 @@ class Host:
     max_in_flight : int
         Messages of one client that may wait here. Its player holds back the next until it is told that one was taken,
         so a client that computes faster than the server fills no memory.
+    work : Work, optional
+        What `algorithm` counts its operations in.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Host:
         drops_out: Callable[[int, int], bool] = lambda round_idx, client_id: False,
         drop_nonfinite: bool = False,
         max_in_flight: int = 8,
+        work: Work | None = None,
     ) -> None:
         self._rank = rank
         self._algorithm = algorithm
@@ -83,6 +87,7 @@ class Host:
         self._drop_nonfinite = drop_nonfinite
         # Told in batches: the usual conversation, of one message up, is told nothing at all.
         self._tell_every = max(1, max_in_flight // 2)
+        self._work = Work() if work is None else work
         self._hosted: dict[int, _Hosted] = {}
         # An object that the algorithm returns for many clients of a round is encoded once.
         self._frames: WeakKeyDictionary[Message, tuple[Frame, Figures]] = WeakKeyDictionary()
@@ -200,6 +205,7 @@ class Host:
             # This may run between two steps of a client's training on the same rank: neither may draw the other's
             # random numbers, nor may a message that comes meanwhile enter the generator a second time.
             random_state = torch.get_rng_state()
+            others_ops, self._work.ops = self._work.ops, hosted.ops
             hosted.running = True
             stats = self._algorithm.ctx.stats
             try:
@@ -214,6 +220,7 @@ class Host:
                 hosted.running = False
                 hosted.stats += stats
                 stats.clear()
+                hosted.ops, self._work.ops = self._work.ops, others_ops
                 torch.set_rng_state(random_state)
                 self._rank.timer.switch(left)
             received = None
@@ -286,6 +293,7 @@ class Host:
                 hosted.message,
                 waiting,
                 hosted.fault,
+                hosted.ops,
             )
         )
 

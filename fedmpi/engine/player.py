@@ -167,6 +167,7 @@ class Player:
             weight_uses=functools.cache(setup.weight_uses),
             spec=setup.model,
             max_samples=int(setup.partition.sizes.max()),
+            counts_ops=setup.config.time is not None,
         )
         self._context = context
         self._client = setup.algorithm.client(setup.algorithm_config, context)
@@ -218,6 +219,7 @@ class Player:
         partition = self.setup.partition
         shard = Shard(self._train_data, partition.client(client_id))
         self._context.stats.clear()
+        self._context.work.ops = 0.0
         # A turn starts from the same state wherever it is played: nothing of another client or a test is left.
         self._model.module.train()
         self._model.grads_P.zero_()
@@ -242,7 +244,8 @@ class Player:
         loss = sum(s.loss * s.num_samples for s in stats) / num_samples if num_samples else float("nan")
         num_steps = sum(s.num_steps for s in stats)
         kept_state = bool(self._initial_state) and not turn.dropped
-        report = TurnReport(loss, num_steps, num_samples, kept_state, self.rank.timer.totals(), turn.downs)
+        device_ops = self._context.work.ops
+        report = TurnReport(loss, num_steps, num_samples, kept_state, self.rank.timer.totals(), turn.downs, device_ops)
         self.rank.send(turn.host, Envelope(Topic.DONE, False, round_idx, client_id), pack_floats(*report.floats()))
 
     def _load_state(self, turn: _Turn) -> None:

@@ -36,6 +36,8 @@ class TurnReport:
         The rank's seconds by phase since its start.
     downs : list of (float, float)
         Seconds of decoding and time of arrival of each message down.
+    device_ops : float
+        Operations that the client has counted.
     """
 
     loss: float
@@ -44,6 +46,7 @@ class TurnReport:
     kept_state: bool
     phase_totals: list[float]
     downs: list[tuple[float, float]]
+    device_ops: float = 0.0
 
     def with_training(self, stats: Sequence[LocalStats]) -> TurnReport:
         """Return the report with what was trained for the client on the server's side counted in."""
@@ -58,12 +61,13 @@ class TurnReport:
     def floats(self) -> list[float]:
         """Return the report as plain numbers."""
         downs = (number for down in self.downs for number in down)
-        return [self.loss, self.num_steps, self.num_samples, self.kept_state, *self.phase_totals, *downs]
+        counts = (self.num_steps, self.num_samples, self.kept_state, self.device_ops)
+        return [self.loss, *counts, *self.phase_totals, *downs]
 
     @classmethod
     def from_body(cls, body: np.ndarray) -> TurnReport:
         """Read a report from a packet's body."""
-        loss, num_steps, num_samples, kept_state, *rest = unpack_floats(body)
+        loss, num_steps, num_samples, kept_state, device_ops, *rest = unpack_floats(body)
         downs = rest[len(PHASES) :]
         return cls(
             loss,
@@ -72,6 +76,7 @@ class TurnReport:
             bool(kept_state),
             rest[: len(PHASES)],
             list(zip(downs[::2], downs[1::2], strict=True)),
+            device_ops,
         )
 
 
@@ -103,6 +108,8 @@ class Reply:
         the bytes of it, to be decoded when its turn has come.
     fault : str
         One of `FAULTS`: why there is no result, if there is none.
+    server_ops : float
+        Operations that the server has counted in this conversation.
     """
 
     round_idx: int
@@ -113,6 +120,7 @@ class Reply:
     message: Message | None
     waiting: Arrived | None
     fault: str = ""
+    server_ops: float = 0.0
 
     @property
     def held_nbytes(self) -> int:

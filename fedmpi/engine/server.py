@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fedmpi.comm.base import Envelope, Packet
+from fedmpi.engine.clock import RoundClock
 from fedmpi.engine.evaluation import Evaluation, ToTest, what_to_test
 from fedmpi.engine.events import Listeners
 from fedmpi.engine.phases import PHASES
@@ -82,6 +83,7 @@ class Server:
         self._cum_nbytes = {"down": 0, "up": 0}
         self._last_phases: dict[int, list[float]] = {}
         self._round_idx = 0
+        self._clock = RoundClock(config.time, config.seed)
         rank.handlers[Topic.RESULT] = self._on_result
         rank.handlers[Topic.EVAL_RESULT] = self._on_eval_result
 
@@ -146,6 +148,9 @@ class Server:
                     for message_row in reply.rows:
                         self._ledger.add_message(message_row)
                         nbytes[message_row.direction] += message_row.wire_nbytes
+                    self._clock.add(reply)
+                    if self._clock.runs:
+                        self._ledger.add_turn(round_idx, client_id, reply.report.device_ops, reply.server_ops)
                     if reply.fault:
                         num_faults += 1
                         self._ledger.add_fault(round_idx, client_id, reply.player, reply.fault)
@@ -174,6 +179,7 @@ class Server:
             raise ValueError(f"end_round returned {', '.join(taken)}: columns of the ledger's own; take another name")
         for direction, count in nbytes.items():
             self._cum_nbytes[direction] += count
+        aggregate_ops, self._algorithm.ctx.work.ops = self._algorithm.ctx.work.ops, 0.0
         self._finish_evaluation()
         now = self._phase_sums()
         self._round_rows.append(
@@ -193,6 +199,7 @@ class Server:
                 "cum_down_nbytes": self._cum_nbytes["down"],
                 "cum_up_nbytes": self._cum_nbytes["up"],
                 "density": 1.0,
+                **self._clock.end_round(aggregate_ops),
                 **scalars,
             }
         )
@@ -282,7 +289,7 @@ class Server:
             self._rank.send(worker, Envelope(Topic.ROUND, False, round_idx), body)
 
     def _on_result(self, packet: Packet) -> None:
-        rows, report, times, buffer = split_parts(packet.body)
+        rows, report, ops, times, buffer = split_parts(packet.body)
         envelope = packet.envelope
         waiting = message = None
         floats = unpack_floats(times)
@@ -303,6 +310,7 @@ class Server:
                 message,
                 waiting,
                 FAULTS[envelope.step],
+                *unpack_floats(ops),
             )
         )
 

@@ -54,6 +54,7 @@ def make_host(rank: Rank, setup: Setup, algorithm: ServerHalf, on_reply: Callabl
         drops_out=setup.participation.drops_out,
         drop_nonfinite=setup.config.server.nonfinite == "drop",
         max_in_flight=setup.config.server.max_in_flight,
+        work=algorithm.ctx.work,
     )
 
 
@@ -86,7 +87,8 @@ def serve_conversations(rank: Rank, setup: Setup, algorithm: ServerHalf) -> None
             times = (waiting.step, waiting.send_t, waiting.recv_t, waiting.encode_s, waiting.bound_nbits)
         elif reply.message is not None:
             buffer = framing.encode(reply.message, setup.schema, rank.comm.pool).buffer
-        body = join_parts(pack_rows(reply.rows), pack_floats(*reply.report.floats()), pack_floats(*times), buffer)
+        report, ops = pack_floats(*reply.report.floats()), pack_floats(reply.server_ops)
+        body = join_parts(pack_rows(reply.rows), report, ops, pack_floats(*times), buffer)
         fault = FAULTS.index(reply.fault)  # a result's step says nothing else
         rank.send(0, Envelope(Topic.RESULT, False, reply.round_idx, reply.client_id, fault, reply.player), body)
 

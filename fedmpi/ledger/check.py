@@ -20,6 +20,8 @@ _PLAIN_CODECS = ("raw", "numbers")
 _BOUND_SLACK_NBITS = 64
 # Between accuracies whose sums were taken in another order.
 _ACCURACY_SLACK = 1e-9
+# Between sums of operations that were taken in another order, as a part of them.
+_SUM_SLACK = 1e-9
 _TIMES = ("encode_s", "decode_s", "send_t", "recv_t")
 
 
@@ -55,6 +57,7 @@ class Check:
             self._check_rounds(ledger)
             self._check_faults(ledger)
             self._check_class_tests(ledger)
+            self._check_turns(ledger)
             self._check_partition(ledger)
             self._check_totals(ledger)
 
@@ -230,11 +233,38 @@ class Check:
                 _comparing(rounds["round_idx"][at], got, want),
             )
 
+    def _check_turns(self, ledger: Ledger) -> None:
+        turns, rounds = ledger.turns, ledger.rounds
+        if not len(turns["round_idx"]):
+            return
+
+        def name(row: int) -> str:
+            return ", ".join(f"{column} {values[row]}" for column, values in turns.items())
+
+        keys = [turns["client_id"], turns["round_idx"]]
+        self._rows("turns: key (round_idx, client_id) is unique", _repeated(keys), name)
+        counts = [turns[f"{who}_ops"] for who in ("device", "server")]
+        finite = np.logical_and.reduce([np.isfinite(ops) & (ops >= 0) for ops in counts])
+        self._rows("turns: operations are finite and >= 0", ~finite, name)
+        recorded = np.isin(turns["round_idx"], rounds["round_idx"])
+        if self._is_finished:
+            self._rows("turns: each is of a recorded round", ~recorded, name)
+        if (np.diff(rounds["round_idx"]) <= 0).any():
+            return  # there is no telling which row of rounds the counts belong to
+        row_of = np.searchsorted(rounds["round_idx"], turns["round_idx"][recorded])
+        for column, ops in zip(("device_ops", "server_ops"), counts, strict=True):
+            want = np.bincount(row_of, ops[recorded], len(rounds["round_idx"]))
+            self._rows(
+                f"rounds: {column} is the sum of the turns'",
+                ~np.isclose(rounds[column], want, rtol=_SUM_SLACK, atol=0),
+                _comparing(rounds["round_idx"], rounds[column], want),
+            )
+
     def _check_partition(self, ledger: Ledger) -> None:
         if ledger.partition is None:
             return
         sizes, class_counts = ledger.partition
-        for group, table in (("messages", ledger.messages), ("faults", ledger.faults)):
+        for group, table in (("messages", ledger.messages), ("faults", ledger.faults), ("turns", ledger.turns)):
             client = table["client_id"]
             wrong = np.flatnonzero((client < 0) | (client >= len(sizes)))
             self._fact(

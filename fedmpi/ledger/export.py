@@ -32,8 +32,8 @@ def export_csv(path: Path | str, folder: Path | str, *, overwrite: bool = False)
     path : Path
         The ledger.
     folder : Path
-        Where ``messages.csv``, ``rounds.csv``, ``faults.csv``, ``class_tests.csv``, ``partition.csv``,
-        ``placement.csv`` and ``attributes.csv`` go; made if it is not there.
+        Where ``messages.csv``, ``rounds.csv``, ``faults.csv``, ``class_tests.csv``, ``turns.csv``,
+        ``partition.csv``, ``placement.csv`` and ``attributes.csv`` go; made if it is not there.
     overwrite : bool
         Replace files of these names.
 
@@ -119,6 +119,8 @@ def _columns(ledger: Ledger, table: str) -> Mapping[str, Array | list[Any]]:
         return ledger.faults
     if table == "class_tests":
         return ledger.class_tests
+    if table == "turns":
+        return ledger.turns
     if table == "partition":
         sizes, class_counts = ledger.partition or (np.zeros(0, np.int64), np.zeros((0, 0), np.int64))
         by_class = {f"class_{i}": counts for i, counts in enumerate(class_counts.T)}

@@ -24,6 +24,7 @@ from fedmpi.ledger.schema import (
     FORMAT_VERSION,
     MESSAGE_COLUMNS,
     ROUND_COLUMNS,
+    TURN_COLUMNS,
 )
 from fedmpi.ledger.stored import Array, column_lengths, empty_columns, open_file, read_array, read_columns
 
@@ -123,6 +124,14 @@ class Ledger:
                 return empty_columns(CLASS_TEST_COLUMNS)
             return read_columns(self._file, "class_tests", CLASS_TEST_COLUMNS)
 
+    @cached_property
+    def turns(self) -> dict[str, Array]:
+        """Columns of `schema.TURN_COLUMNS`, each of shape (num_turns,): none without virtual time or in older files."""
+        with self._naming_errors():
+            if "turns" not in self._file:
+                return empty_columns(TURN_COLUMNS)
+            return read_columns(self._file, "turns", TURN_COLUMNS)
+
     def client_accuracies(self, round_idx: int) -> Array:
         """Return every client's own accuracy after one round, from `class_tests` and `partition`.
 
@@ -193,7 +202,7 @@ class Ledger:
     def stored_lengths(self) -> dict[str, dict[str, int]]:
         """Return the number of rows in the file of each column, by group; more than `messages` has: a torn flush."""
         with self._naming_errors():
-            groups = ("messages", "faults", "class_tests", "rounds", "placement")
+            groups = ("messages", "faults", "class_tests", "turns", "rounds", "placement")
             return {group: lengths for group in groups if (lengths := column_lengths(self._file, group))}
 
     def summary(self) -> dict[str, Any]:

@@ -90,6 +90,28 @@ ROUND_COLUMNS = (
         default=math.nan,
     ),
     Column("client_accuracy_std", "<f8", "1", "standard deviation of it over clients; NaN without", default=math.nan),
+    *(
+        Column(f"virtual_{name}_s", "<f8", "s", f"virtual time of the round, {meaning}; NaN without", default=math.nan)
+        for name, meaning in (
+            ("sum", "turns one after the other, nothing overlaps"),
+            ("mean", "mean over turns, nothing overlaps"),
+            ("max", "the longest turn, nothing overlaps"),
+            ("overlap_sum", "turns one after the other, with overlap in each"),
+            ("overlap_mean", "mean over turns, with overlap in each"),
+            ("overlap_max", "the longest turn, with overlap in it"),
+        )
+    ),
+    Column("device_ops", "<f8", "1", "operations of the clients, summed; NaN without", default=math.nan),
+    Column("server_ops", "<f8", "1", "operations of the server for clients, summed; NaN without", default=math.nan),
+    Column("aggregate_ops", "<f8", "1", "operations of the server beside them; NaN without", default=math.nan),
+)
+
+# Files of before this table have no such group; without virtual time it has no rows.
+TURN_COLUMNS = (
+    Column("round_idx", "<i4", "1", "round, from 0"),
+    Column("client_id", "<i4", "1", "virtual client"),
+    Column("device_ops", "<f8", "1", "operations of the client"),
+    Column("server_ops", "<f8", "1", "operations of the server for this client"),
 )
 
 # Files of before this table have no such group; of text it has no rows.
@@ -117,7 +139,7 @@ NAME_COLUMNS = (
 )
 
 # What `fedmpi.ledger.export` writes; here, because this module loads nothing.
-EXPORTED_TABLES = ("messages", "rounds", "faults", "class_tests", "partition", "placement", "attributes")
+EXPORTED_TABLES = ("messages", "rounds", "faults", "class_tests", "turns", "partition", "placement", "attributes")
 
 
 def extra_round_column(name: str) -> Column:

@@ -26,6 +26,7 @@ from fedmpi.ledger.schema import (
     NAME_COLUMNS,
     NAME_NBYTES,
     ROUND_COLUMNS,
+    TURN_COLUMNS,
     Column,
     MessageRow,
     extra_round_column,
@@ -68,6 +69,7 @@ class LedgerWriter:
         self._values: list[Any] = []  # of the rows that wait, one after the other
         self._faults: list[Any] = []  # in the same way
         self._class_tests: list[Any] = []  # in the same way
+        self._turns: list[Any] = []  # in the same way
         self._rounds: list[dict[str, float]] = []
         self._codes: dict[str, dict[str, int]] = {column.name: {} for column in NAME_COLUMNS}
         self._codes["direction"] = {name: code for code, name in enumerate(DIRECTIONS)}
@@ -99,6 +101,7 @@ class LedgerWriter:
         self._message_table = Table(root.create_group("messages"), MESSAGE_COLUMNS, chunk_rows=2048)
         self._fault_table = Table(root.create_group("faults"), FAULT_COLUMNS, chunk_rows=256)
         self._class_test_table = Table(root.create_group("class_tests"), CLASS_TEST_COLUMNS, chunk_rows=512)
+        self._turn_table = Table(root.create_group("turns"), TURN_COLUMNS, chunk_rows=512)
         self._round_table = Table(root.create_group("rounds"), ROUND_COLUMNS, chunk_rows=256)
 
     def _remove(self) -> None:
@@ -142,6 +145,10 @@ class LedgerWriter:
         counts = enumerate(zip(num_correct.tolist(), num_tested.tolist(), strict=True))
         self._class_tests += [value for class_idx, pair in counts for value in (round_idx, class_idx, *pair)]
 
+    def add_turn(self, round_idx: int, client_id: int, device_ops: float, server_ops: float) -> None:
+        """Keep one row of `turns` for the next flush: the operations of a client and of the server for it."""
+        self._turns += (round_idx, client_id, device_ops, server_ops)
+
     def add_round(self, values: Mapping[str, float]) -> None:
         """Keep one row of `rounds`: its fixed columns, and any scalar by the name of its column.
 
@@ -168,11 +175,12 @@ class LedgerWriter:
         self._flushed_at = time.monotonic()
         with self._naming_errors():
             if self._is_waiting():
-                num_values = len(self._values) + len(self._faults) + len(self._class_tests)
+                num_values = len(self._values) + len(self._faults) + len(self._class_tests) + len(self._turns)
                 self._reserve(32 * num_values + 512 * len(self._rounds))
                 self._write_rows(self._message_table, MESSAGE_COLUMNS, self._values)
                 self._write_rows(self._fault_table, FAULT_COLUMNS, self._faults)
                 self._write_rows(self._class_test_table, CLASS_TEST_COLUMNS, self._class_tests)
+                self._write_rows(self._turn_table, TURN_COLUMNS, self._turns)
                 self._write_rounds()
             self._open_file().flush()
 
@@ -265,7 +273,7 @@ class LedgerWriter:
         return self._file
 
     def _is_waiting(self) -> bool:
-        return bool(self._values or self._faults or self._class_tests or self._rounds)
+        return bool(self._values or self._faults or self._class_tests or self._turns or self._rounds)
 
     def _write_rows(self, table: Table, columns: Sequence[Column], waiting: list[Any]) -> None:
         """Append rows, whose values lie one after the other, and forget them."""

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support import ALGORITHMS, digests, run_here, small_config
 from torch import nn
@@ -30,6 +31,7 @@ TALK = f"{ALGORITHMS / 'talk.py'}:TALK"
 MEMORY = f"{ALGORITHMS / 'memory.py'}:MEMORY"
 KINDS = f"{ALGORITHMS / 'kinds.py'}:KINDS"
 HASTY = f"{ALGORITHMS / 'hasty.py'}:HASTY"
+COUNTING = f"{ALGORITHMS / 'counting.py'}:COUNTING"
 
 FEDDST: dict[str, Any] = {
     "algorithm": {"name": "feddst", "density": 0.3, "alpha": 0.3, "interval": 1, "end_round": 100},
@@ -221,6 +223,40 @@ def masks_of(out: Path) -> list[float]:
     """Return the checksums of the mask after each round, nothing of a run without masks."""
     with Ledger(out / "ledger.h5") as ledger:
         return ledger.rounds["mask_checksum"].tolist() if "mask_checksum" in ledger.rounds else []
+
+
+def times_of(out: Path) -> dict[str, list[float]]:
+    """Return the columns of virtual time and of operations, and the turns in ascending order."""
+    with Ledger(out / "ledger.h5") as ledger:
+        found = {name: values.tolist() for name, values in ledger.rounds.items() if name.startswith("virtual_")}
+        found |= {name: ledger.rounds[name].tolist() for name in ("device_ops", "server_ops", "aggregate_ops")}
+        turns = ledger.turns
+    order = np.lexsort([turns["client_id"], turns["round_idx"]])
+    return {**found, **{f"turns/{name}": values[order].tolist() for name, values in turns.items()}}
+
+
+@pytest.mark.ranks(3, timeout=90)
+def test_virtual_time_does_not_depend_on_the_ranks(shared_folder):
+    from mpi4py import MPI
+
+    rank = MPI.COMM_WORLD.rank
+    folder_here = shared_folder / f"config{rank}"
+    folder_here.mkdir()
+    time = {"link": "lte_20m_5m", "device": "phone", "server": 1e9, "link_spread": 0.5, "device_spread": 0.5}
+    lost = {"clients_per_round": 8, "dropout": 0.3}
+    for algorithm in (COUNTING, TALK):
+        changes = {"time": time, "algorithm": {"name": algorithm}, "participation": lost}
+        if rank == 0:
+            wanted = times_of(run_alone(shared_folder, "alone", small_config(folder_here, **changes)))
+            assert len(wanted["turns/client_id"]) == 24
+            assert np.isfinite(list(wanted["virtual_overlap_mean_s"])).all()
+            assert min(wanted["device_ops"]) > 0
+            assert (min(wanted["server_ops"]) > 0) == (algorithm == COUNTING)
+        for host, comm_class in (("rank0", Delaying), ("player", None), ("peer", Delaying)):
+            config = small_config(folder_here, **changes, server={"host": host})
+            out = run_on_all(shared_folder, host, config, comm_class)
+            if rank == 0:
+                assert times_of(out) == wanted, host
 
 
 @pytest.mark.ranks(3, timeout=60)

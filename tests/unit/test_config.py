@@ -316,6 +316,50 @@ def test_describe_marks_another_algorithm_and_settings_that_only_it_knows() -> N
     }  # fmt: skip
 
 
+TIME_RULES = [
+    ("{link: wifi_10m, device: phone, server: jetson}", "time.link must be .*, got 'wifi_10m'; did you mean wifi_100m"),
+    (
+        "{link: nb_slow, device: phon, server: jetson}",
+        "time.device must be .* or a number, got 'phon'; did you mean ph",
+    ),
+    ("{link: nb_slow, device: 0, server: jetson}", "time.device must be .* or above 0, got 0"),
+    (
+        "{link: nb_slow, device: '5', server: jetson}",
+        "time.device must be a number or .*, got '5' .in quotes it is a w",
+    ),
+    ("{link: nb_slow, device: 5, server: -1}", "time.server must be .* or above 0, got -1"),
+    ("{link: nb_slow, device: 5}", "time.server: required, and not given"),
+    ("{link: nb_slow, device: 5, server: 6, latency: 1}", "time.latency: unknown key .* did you mean time.latency_s"),
+    ("{link: nb_slow, device: 5, server: 6, up_bits_per_s: 0}", "time.up_bits_per_s must be above 0, got 0"),
+    ("{link: nb_slow, device: 5, server: 6, link_spread: -1}", "time.link_spread must be at least 0, got -1"),
+    (
+        "{device: 5, server: 6, latency_s: 0}",
+        "time.link is not given: name a preset, or give time.up_bits_per_s, time.down_bits_per_s too",
+    ),
+]
+
+
+@pytest.mark.parametrize(("section", "words"), TIME_RULES)
+def test_time_is_refused_in_words(tmp_path: Path, section: str, words: str) -> None:
+    assert re.search(words, refusal(tmp_path, f"rounds: 1\ntime: {section}\n"))
+
+
+def test_time(tmp_path: Path) -> None:
+    assert load(tmp_path, "rounds: 1\ntime: null\n").time is None
+    given = "rounds: 1\ntime: {up_bits_per_s: 1e6, down_bits_per_s: 2e6, latency_s: 0, device: phone, server: 1e12}\n"
+    time = load(tmp_path, given, "time.link_spread=0.5").time
+    assert time is not None
+    assert (time.link, time.down_bits_per_s, time.device, time.server, time.link_spread) == (
+        None,
+        2e6,
+        "phone",
+        1e12,
+        0.5,
+    )
+    again = load(tmp_path, describe(load(tmp_path, given)))
+    assert again == load(tmp_path, given)
+
+
 @pytest.mark.parametrize("threads", [0, -1])
 def test_at_least_one_thread(tmp_path: Path, threads: int) -> None:
     assert "placement.threads" in refusal(tmp_path, "rounds: 1\n", f"placement.threads={threads}")

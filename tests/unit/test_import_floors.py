@@ -160,6 +160,20 @@ def test_the_ledgers_reader_needs_neither_torch_nor_mpi() -> None:
     assert modules & {"torch", "mpi4py"} == set()
 
 
+def test_the_model_of_links_needs_numpy_alone() -> None:
+    modules = loaded("-c", "import fedmpi.netmodel")
+    assert {"fedmpi", "numpy"} <= modules
+    assert modules & {"torch", "mpi4py", "h5py", "pydantic", "yaml"} == set()
+    assert {name for name in IMPORTS["fedmpi.netmodel"] if name.startswith("fedmpi")} == {"fedmpi.rng"}
+
+
+def test_scripts_that_read_ledgers_know_no_more_of_the_package() -> None:
+    allowed = {"fedmpi.ledger.reader", "fedmpi.netmodel"}
+    tree = ast.parse((Path(__file__).parents[2] / "analysis" / "time_to_accuracy.py").read_text())
+    found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name for name in found if name and name.startswith("fedmpi")} == allowed
+
+
 @pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["launch", "--help"], ["info", "--help"]])
 def test_help_is_quick(args: list[str]) -> None:
     modules = loaded("-m", "fedmpi", *args)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedmpi.algorithms.base import AlgorithmConfig, Conversation, GlobalModel, ServerHalf, StateDict
+from fedmpi.algorithms.base import AlgorithmConfig, Conversation, GlobalModel, ServerHalf, StateDict, Work
 from fedmpi.comm.base import Envelope, Packet
 from fedmpi.comm.local import LocalCommunicator
 from fedmpi.engine.host import Host, Reply, TurnReport
@@ -96,12 +96,12 @@ class Alone(LocalCommunicator):
 class Play:
     """A host in one process, what it has replied, and the client's end in the hands of a test."""
 
-    def __init__(self, script: Script = exchange) -> None:
+    def __init__(self, script: Script = exchange, work: Work | None = None) -> None:
         self.rank = Rank(Alone(), 1.0)
         self.replies: list[Reply] = []
         self.got: list[Packet] = []
         self.rank.handlers[Topic.DOWN] = self.rank.handlers[Topic.START] = self.got.append
-        self.host = Host(self.rank, Scripted(script), SCHEMA, self.replies.append)
+        self.host = Host(self.rank, Scripted(script), SCHEMA, self.replies.append, work=work)
 
     def start(self, client_id: int = 5, *, round_idx: int = 2, player: int = 0, state_version: int = -1) -> None:
         self.host.start(round_idx, client_id, player, state_version)
@@ -551,3 +551,26 @@ def test_a_message_that_comes_while_the_generator_runs_waits() -> None:
     result = reply.result(play.rank, SCHEMA)
     assert isinstance(result, Other)
     assert result.number == 3
+
+
+def test_operations_are_of_the_conversation_in_which_they_were_counted() -> None:
+    work = Work(1000.0)  # what was counted beside conversations stays there
+
+    def script(round_idx: int, client_id: int) -> Conversation:
+        work.ops += client_id
+        yield task(client_id)
+        yield Answer
+        work.ops += 10 * client_id
+        yield task(client_id)
+        return Answer
+
+    play = Play(script, work)
+    play.start(5)
+    play.start(7)
+    for client_id in (7, 5):
+        play.up(answer(), client_id=client_id)
+    for client_id in (5, 7):
+        play.up(answer(), 1, client_id=client_id)
+        play.done(2, client_id=client_id)
+    assert [(reply.client_id, reply.server_ops) for reply in play.replies] == [(5, 55.0), (7, 77.0)]
+    assert work.ops == 1000.0

@@ -11,6 +11,7 @@ import pytest
 from fedmpi.errors import OutputError
 from fedmpi.ledger.check import Check, check
 from fedmpi.ledger.digest import model_digest
+from fedmpi.ledger.reader import Ledger
 from fedmpi.ledger.schema import MessageRow
 from fedmpi.ledger.writer import LedgerWriter
 
@@ -44,7 +45,10 @@ def make(path: Path, status: str = "done") -> Path:
         if r != 1:
             writer.add_class_tests(r, np.array([1, 3]), np.array([4, 4]))
             accuracies = {"test_accuracy": 4 / 8, "client_accuracy": 0.625, "client_accuracy_std": 0.125}
+        for c in range(3):
+            writer.add_turn(r, c, 1e9 * c, 5.0)
         row = {"round_idx": r, "num_clients": 3, "num_faults": int(r > 0), "rho": 1.0}
+        row |= {"device_ops": 3e9, "server_ops": 15.0}
         writer.add_round({**row, **nbytes, **accuracies})
     writer.add_fault(1, 2, 1, "dropout")
     writer.add_fault(2, 0, 1, "nonfinite")
@@ -82,6 +86,17 @@ def test_file_from_before_class_tests_is_sound(path):
     with h5py.File(path, "r+") as file:
         del file["class_tests"], file["rounds/client_accuracy"], file["rounds/client_accuracy_std"]
     assert check(path) == []
+
+
+def test_file_from_before_turns_is_sound(path):
+    with h5py.File(path, "r+") as file:
+        del file["turns"], file["rounds/device_ops"], file["rounds/server_ops"]
+    assert check(path) == []
+    with Ledger(path) as ledger:
+        assert {name: values.dtype.str for name, values in ledger.turns.items()} == {
+            "round_idx": "<i4", "client_id": "<i4", "device_ops": "<f8", "server_ops": "<f8",
+        }  # fmt: skip
+        np.testing.assert_array_equal(ledger.rounds["device_ops"], [np.nan] * 3)
 
 
 def test_class_tests_without_a_partition(path):
@@ -127,6 +142,9 @@ CHANGES = {
     "class_tests/num_tested": (0, 5, "rounds: test_accuracy follows.*1 of 2 rows.*round 0, 0.5 where the rows come to"),
     "class_tests/class_idx": (1, 0, "class_tests: one row for each of 2 classes.*: got 4 rows of 2 rounds"),
     "class_tests/round_idx": (3, 1, "class_tests: one row for each of 2 classes.*: got 4 rows of 3 rounds"),
+    "turns/client_id": (4, 0, "turns: key .* is unique: 1 of 9 rows break it, the first is round_idx 1, client_id 0"),
+    "turns/device_ops": (4, 2e9, "rounds: device_ops is the sum of.*1 of 3 rows.*round 1, 3000000000.0 where"),
+    "turns/server_ops": (8, -1.0, "turns: operations are finite and >= 0: 1 of 9 rows"),
     "rounds/round_idx": (1, 0, "rounds: round_idx ascends.*row 1, round 0"),
     "partition/sizes": (1, 5, "class_counts of a client sum to its size.*the first is client 1, size 5, sum 4"),
     "model/state": (0, 9.0, "model_digest is that of the stored model: got "),
@@ -144,8 +162,8 @@ def test_a_changed_value_is_found(path, name):
         file[name][row] = value
     problems = check(path)
     assert [problem for problem in problems if re.search(words.replace("+", "\\+"), problem)], problems
-    also = {"messages/kind": 4, "rounds/round_idx": 4, "faults/fault": 2}  # what follows from lost rows
-    also |= {"class_tests/num_correct": 4, "class_tests/num_tested": 3}  # and from counts
+    also = {"messages/kind": 4, "rounds/round_idx": 5, "faults/fault": 2}  # what follows from lost rows
+    also |= {"class_tests/num_correct": 4, "class_tests/num_tested": 3, "turns/server_ops": 2}  # and from counts
     assert len(problems) <= also.get(name, 1), problems
 
 
@@ -178,7 +196,7 @@ def test_an_uplink_of_a_client_that_dropped_out(path):
     assert problem.endswith("round 1, client 1, dropout")
 
 
-@pytest.mark.parametrize(("status", "num_problems"), [("done", 3), ("stopped", 3), ("running", 0), ("failed: x", 0)])
+@pytest.mark.parametrize(("status", "num_problems"), [("done", 4), ("stopped", 4), ("running", 0), ("failed: x", 0)])
 def test_rows_of_a_round_that_was_not_recorded(path, status, num_problems):
     """A run that was cut short has them; one that came to its end must not."""
     with h5py.File(path, "r+") as file:
@@ -191,6 +209,7 @@ def test_rows_of_a_round_that_was_not_recorded(path, status, num_problems):
         assert "messages: each is of a recorded round: 6 of 17 rows" in problems[0]
         assert "faults: each is of a recorded round: 1 of 2 rows" in problems[1]
         assert "class_tests: each is of a recorded round: 2 of 4 rows" in problems[2]
+        assert "turns: each is of a recorded round: 3 of 9 rows" in problems[3]
 
 
 @pytest.mark.parametrize("status", ["running", "done"])
@@ -204,7 +223,7 @@ def test_the_total_counts_only_when_the_run_came_to_an_end(path, status):
 def test_unequal_lengths(path):
     with h5py.File(path, "r+") as file:
         file["rounds/rho"].resize((1,))
-    assert check(path) == ["rounds: 22 columns of equal length: got 1 rows of rho and 3 of aggregate_s"]
+    assert check(path) == ["rounds: 31 columns of equal length: got 1 rows of rho and 3 of aggregate_ops"]
 
 
 def test_head(path):

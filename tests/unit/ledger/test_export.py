@@ -36,6 +36,7 @@ def make(path: Path, num_messages: int = 300) -> Path:
     writer.add_round({"round_idx": 1, **fixed})
     writer.add_fault(0, 2, 1, "dropout")
     writer.add_class_tests(0, np.array([2, 2**62, 0]), np.array([9, 2**62 + 1, 0]))
+    writer.add_turn(0, 2, 1e15, 0.0)
     writer.set_partition(np.array([3, 4]), np.array([[1, 2, 0], [0, 0, 4]]))
     writer.set_placement([{"rank": 0, "host": "n,1", "gpu": "-"}, {"rank": 1, "host": 'n"2', "gpu": "H200"}])
     writer.finish("done", {"wall_s": 2.5})
@@ -58,7 +59,7 @@ def test_every_table_comes_back(path, tmp_path):
     assert sorted(os.listdir(tmp_path / "new" / "csv")) == sorted(file.name for file in files)
     tables = {file.stem: rows(file) for file in files}
     with Ledger(path) as ledger:
-        for name in ("messages", "rounds", "faults", "class_tests"):
+        for name in ("messages", "rounds", "faults", "class_tests", "turns"):
             want = getattr(ledger, name)
             assert list(tables[name][0]) == list(want)
             for column, values in want.items():
@@ -138,8 +139,9 @@ def test_a_ledger_without_a_part_has_its_header(tmp_path):
     files = export_csv(tmp_path / "l.h5", tmp_path)
     heads = {file.stem: file.read_text().splitlines()[0] for file in files}
     assert (heads["partition"], heads["placement"]) == ("client_id,num_samples", "rank")
-    assert [len(file.read_text().splitlines()) for file in files[:-1]] == [1] * 6
+    assert [len(file.read_text().splitlines()) for file in files[:-1]] == [1] * 7
     assert heads["class_tests"] == "round_idx,class_idx,num_correct,num_tested"
+    assert heads["turns"] == "round_idx,client_id,device_ops,server_ops"
     assert {"name": "accuracy", "value": ""} in rows(files[-1])
 
 

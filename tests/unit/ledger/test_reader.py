@@ -239,7 +239,7 @@ def test_stored_lengths(path):
         file["messages/step"].resize((6,))
     with Ledger(path) as ledger:
         lengths = ledger.stored_lengths()
-    assert sorted(lengths) == ["class_tests", "faults", "messages", "rounds"]
+    assert sorted(lengths) == ["class_tests", "faults", "messages", "rounds", "turns"]
     assert lengths["messages"]["step"] == 6
     assert {v for name, v in lengths["messages"].items() if name != "step"} == {8}
     assert lengths["rounds"]["rho"] == 2

@@ -42,7 +42,7 @@ def test_every_key_that_a_run_has_is_listed(algorithm: str, model: str) -> None:
     config = resolve(
         RunConfig.model_validate({"rounds": 1, "algorithm": {"name": algorithm}, "model": {"name": model}})
     )
-    optional = ("data.convert", "data.synthetic", "data.text")
+    optional = ("data.convert", "data.synthetic", "data.text", "time")
     has = keys_of(yaml.safe_load(describe(config))) - set(optional)
     titles = {part.title for part in all_parts() if "=" not in part.title}
     titles |= {f"algorithm.name={algorithm}", f"model.name={model}", "partition.name=iid"}
