@@ -116,6 +116,8 @@ def _serve(
             "algorithm": setup.algorithm.name,
             "num_ranks": comm.size,
         }
+        if setup.pretrained is not None:
+            attrs |= {"pretrained_source": setup.pretrained.source, "pretrained_hash": setup.pretrained.hash}
         ledger = begin_output(out, attrs, config, overwrite=overwrite)
         console.log_to(out / "log.txt")
         ledger.set_placement([place_row(place) for place in members.places])

@@ -16,6 +16,7 @@ from fedmpi.algorithms.split_messages import (
     DeviceUp,
     SplitConfig,
     SplitResult,
+    cut_of,
     split_sizes,
 )
 from fedmpi.algorithms.split_server import SplitServer
@@ -37,7 +38,7 @@ def auxiliary_head(cut: Cut, init_seed: int, device: torch.device | None = None)
 def auxiliary_sizes(config: AlgorithmConfig, spec: ModelSpec, run: RunConfig) -> Mapping[str, int]:
     """Return the sizes that messages of methods with an auxiliary head name."""
     assert isinstance(config, SplitConfig)
-    cut = Cut(spec, config.point)
+    cut = cut_of(spec, config.point)
     return {**split_sizes(config, spec, run), "auxiliary": (cut.numel + 1) * cut.num_classes}
 
 
@@ -85,8 +86,6 @@ class AuxiliaryClient(SplitClient):
 
     def __init__(self, config: SplitConfig, ctx: ClientContext) -> None:
         super().__init__(config, ctx)
-        assert ctx.spec is not None
-        self.cut = Cut(ctx.spec, config.point)
         self.head = auxiliary_head(self.cut, 0, ctx.model.device)
 
     def load_device(self, down: DeviceSeedDown | DeviceDown) -> None:

@@ -214,6 +214,7 @@ class EcoFedServer(SplitServer):
         """Take a step on one batch; return how many samples it has."""
         a_BCHW = decode_activations(activations, self.cut.shape, self.ctx.device)
         y_B = self.labels_of_batch(y_N, position, len(a_BCHW), client_id)
+        self.count_steps(len(y_B))
         if not self.ctx.dry_run:
             bench.train(a_BCHW, y_B)
         return len(y_B)
@@ -325,15 +326,8 @@ class EcoFedClient(SplitClient):
         # Which frozen part the client has got: the same numbers on every rank, so its seed stands for them.
         state = {"held_seed": torch.tensor([-1])}
         if self.eco.error_feedback:
-            assert self.ctx.spec is not None
-            state["owed"] = torch.zeros(self.ctx.max_samples, self._numel())
+            state["owed"] = torch.zeros(self.ctx.max_samples, self.cut.numel)
         return state
-
-    def _numel(self) -> int:
-        from fedmpi.algorithms.split_messages import Cut
-
-        assert self.ctx.spec is not None
-        return Cut(self.ctx.spec, self.config.point).numel
 
     def run(self, round_idx: int, client_id: int, shard: Shard, channel: Channel) -> None:
         down = channel.recv(DeviceInit, DeviceInitSeed, RoundStart)
@@ -359,6 +353,7 @@ class EcoFedClient(SplitClient):
         for (x_BCHW, _), positions_B in zip(batches, batches.positions(), strict=True):
             with torch.no_grad():
                 a_BCHW = self.device.module(x_BCHW)
+            self.count_passes(forward=len(x_BCHW))
             channel.send(self._message(a_BCHW, positions_B))
             self.ctx.progress()
 

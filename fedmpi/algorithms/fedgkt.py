@@ -148,6 +148,7 @@ class AveragedServer(AuxiliaryServer):
                 a_BCHW = decode_activations(activations, self.cut.shape, self.ctx.device)
                 y_B = self.labels_of_batch(y_N, position, len(a_BCHW), client_id)
                 position += len(y_B)
+                self.count_steps(len(y_B))
                 message = yield LogitsUp
                 assert isinstance(message, LogitsUp)
                 teacher_BK = message.numbers.tensor().to(self.ctx.device).view(len(y_B), -1)
@@ -262,6 +263,8 @@ class OriginalServer(AuxiliaryServer):
             a_BCHW = decode_activations(activations, self.cut.shape, self.ctx.device)
             y_B = self.labels_of_batch(y_N, position, len(a_BCHW), client_id)
             position += len(y_B)
+            if trains:
+                self.count_steps(len(y_B))
             teacher_BK = logits_up.numbers.tensor().to(self.ctx.device).view(len(y_B), -1)
             if self.ctx.dry_run:
                 found.append(teacher_BK)
@@ -327,6 +330,7 @@ class FedGktClient(AuxiliaryClient):
             with torch.no_grad():
                 a_BCHW = self.device.module(x_BCHW)
                 logits_BK = self.head.module(a_BCHW)
+            self.count_passes(forward=len(x_BCHW))
             channel.send(encode_activations(a_BCHW, self.config))
             channel.send(LogitsUp(numbers=Dense.of(logits_BK.reshape(-1))))
             if self.gkt.variant == "averaged":
@@ -383,6 +387,7 @@ class FedGktClient(AuxiliaryClient):
                 step()
             num_steps += 1
             num_samples += y_B.numel()
+            self.count_passes(forward=len(x_BCHW), backward=len(x_BCHW))
             self.ctx.progress()
         self.ctx.stats.append(LocalStats(num_steps, num_samples, loss_sum.item() / max(1, num_samples)))
 

@@ -57,6 +57,7 @@ class LglClient(AuxiliaryClient):
         for x_BCHW, y_B in batches:
             a_BCHW = self.device.module(x_BCHW)
             channel.send(encode_activations(a_BCHW, self.config))
+            self.count_passes(forward=len(x_BCHW), backward=len(x_BCHW))
             if self.ctx.dry_run:
                 continue
             for part in parts:

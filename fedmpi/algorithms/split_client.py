@@ -11,6 +11,7 @@ from fedmpi.algorithms.split_messages import (
     DeviceSeedDown,
     DeviceUp,
     SplitConfig,
+    cut_of,
 )
 from fedmpi.data.shard import Batches, Shard
 from fedmpi.errors import ProtocolError
@@ -34,6 +35,8 @@ class SplitClient(ClientHalf):
         assert ctx.spec is not None
         self.config = config
         self.num_classes = ctx.spec.num_classes
+        self.cut = cut_of(ctx.spec, config.point)
+        self._ops = self.cut.operations().device if ctx.counts_ops else None
         module, _ = split(ctx.model.module, config.point)
         self.device = FlatPart(ctx.model, module)
 
@@ -58,6 +61,11 @@ class SplitClient(ClientHalf):
             )
         part = self.device.part
         self.device.load(part.take(initial.state_S), initial.ints_I[part.ints])
+
+    def count_passes(self, *, forward: int = 0, backward: int = 0) -> None:
+        """Count so many samples' passes through the device's part, for the round's virtual time."""
+        if self._ops is not None:
+            self.ctx.count_ops(forward * self._ops.forward + backward * self._ops.backward)
 
     def batches(self, round_idx: int, client_id: int, shard: Shard) -> Batches:
         """Return the turn's batches."""

@@ -5,6 +5,7 @@ A message's kind begins with the phase it belongs to: init, weights, activation,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -20,6 +21,7 @@ from fedmpi.config import RunConfig
 from fedmpi.data.shapes import ImageShape
 from fedmpi.errors import ConfigError
 from fedmpi.flat import Layout, layout_of
+from fedmpi.models.operations import SplitOperations, count_split_operations
 from fedmpi.models.spec import ModelSpec
 from fedmpi.models.split import activation_shape, split
 from fedmpi.parts import LayoutPart, layout_part
@@ -151,6 +153,9 @@ class Cut:
             raise ConfigError("split learning takes images, got text: choose another data.name or another algorithm")
         module = model.build()
         device, server = split(module, point, model.shape)
+        self._operations = {
+            back: count_split_operations(module, point, model.shape, passes_back=back) for back in (False, True)
+        }
         self.shape = activation_shape(module, point, model.shape)
         """Of what a sample sends, (C, H, W), or (F,) behind a fully connected layer."""
         self.layout: Layout = layout_of(module)
@@ -159,16 +164,26 @@ class Cut:
         self.server: LayoutPart = layout_part(self.layout, names[1])
         self.num_classes = model.num_classes
 
+    def operations(self, *, passes_back: bool = True) -> SplitOperations:
+        """Return the operations a sample of both parts; see `fedmpi.models.operations.count_split_operations`."""
+        return self._operations[passes_back]
+
     @property
     def numel(self) -> int:
         """Numbers that a sample sends."""
         return math.prod(self.shape)
 
 
+@functools.lru_cache(maxsize=8)
+def cut_of(model: ModelSpec, point: int) -> Cut:
+    """Return where a network is cut; kept, as large networks take long to build. See `Cut`."""
+    return Cut(model, point)
+
+
 def split_sizes(config: AlgorithmConfig, model: ModelSpec, run: RunConfig) -> Mapping[str, int]:
     """Return the sizes that split learning's messages name."""
     assert isinstance(config, SplitConfig)
-    cut = Cut(model, config.point)
+    cut = cut_of(model, config.point)
     batch = run.train.batch_size
     channels, height, width = (*cut.shape, 1, 1)[:3]
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from fedmpi.algorithms.split_messages import (
     SplitConfig,
     SplitResult,
     TurnLabels,
+    cut_of,
     decode_activations,
 )
 from fedmpi.errors import ProtocolError
@@ -126,11 +128,16 @@ class SplitServer(ServerHalf):
     ctx : ServerContext
     """
 
+    returns_gradients: ClassVar[bool] = False
+    """Whether clients are sent the gradients by their activations."""
+
     def __init__(self, config: SplitConfig, ctx: ServerContext) -> None:
         super().__init__(config, ctx)
         assert ctx.spec is not None
         self.config = config
-        self.cut = Cut(ctx.spec, config.point)
+        self.cut = cut_of(ctx.spec, config.point)
+        ops = self.cut.operations(passes_back=self.returns_gradients).server
+        self._ops_per_sample = ops.forward + ops.backward
         self.model = GlobalModel(ctx.initial.state_S.clone(), ctx.initial.ints_I.clone())
         self.mean = WeightedMean(ctx.layout)
         self._idle: list[Bench] = []
@@ -162,6 +169,7 @@ class SplitServer(ServerHalf):
                 a_BCHW = decode_activations(activations, self.cut.shape, self.ctx.device)
                 y_B = self.labels_of_batch(y_N, position, len(a_BCHW), client_id)
                 position += len(y_B)
+                self.count_steps(len(y_B))
                 answer = self.answer(bench, a_BCHW, y_B)
                 if answer is not None:
                     yield answer
@@ -173,6 +181,10 @@ class SplitServer(ServerHalf):
     def answer(self, bench: Bench, a_BCHW: Tensor, y_B: Tensor) -> Message | None:
         """Train on one batch and return what the client is told of it, None for nothing."""
         raise NotImplementedError
+
+    def count_steps(self, num_samples: int) -> None:
+        """Count the operations of training on so many samples, for the round's virtual time."""
+        self.ctx.count_ops(num_samples * self._ops_per_sample)
 
     @contextlib.contextmanager
     def bench(self, round_idx: int, client_id: int) -> Iterator[Bench]:

@@ -53,6 +53,8 @@ class SplitFedConfig(SplitConfig):
 class SplitFedServer(SplitServer):
     """Answers every batch with the gradient by its activations."""
 
+    returns_gradients = True
+
     def __init__(self, config: SplitFedConfig, ctx: ServerContext) -> None:
         super().__init__(config, ctx)
         self.is_sequential = config.version == 2
@@ -96,6 +98,7 @@ class SplitFedClient(SplitClient):
             device.grads_P.zero_()
             a_BCHW = device.module(x_BCHW)
             channel.send(encode_activations(a_BCHW, self.config))
+            self.count_passes(forward=len(x_BCHW), backward=len(x_BCHW))
             gradient = from_stored(channel.recv(Gradients).numbers, tuple(a_BCHW.shape[1:]), device.device)
             if not self.ctx.dry_run:
                 a_BCHW.backward(gradient)

@@ -9,11 +9,13 @@ from fedmpi.algorithms.base import Algorithm, AlgorithmConfig
 from fedmpi.config import RunConfig
 from fedmpi.data.datasets import Dataset, load_dataset
 from fedmpi.data.partition import Partition, make_partition
+from fedmpi.data.source import data_hash
 from fedmpi.engine.participation import Participation
 from fedmpi.errors import ConfigError
 from fedmpi.models import registry as models
 from fedmpi.models.initial import InitialModel, initial_model
 from fedmpi.models.operations import Uses, weight_uses
+from fedmpi.models.pretrained import PretrainedInfo, describe
 from fedmpi.models.registry import ModelConfig
 from fedmpi.models.spec import ModelSpec
 from fedmpi.rng import ANY, stream_seed
@@ -36,6 +38,7 @@ class Setup:
     schema: Schema
     num_rounds: int  # of the run, also where a dry run's configuration has fewer
     warnings: list[str] = field(default_factory=list)
+    pretrained: PretrainedInfo | None = None
     dry_run: bool = False
 
     @property
@@ -104,6 +107,11 @@ def prepare(config: RunConfig) -> Setup:
     spec = ModelSpec(model_config, dataset.shape, dataset.num_classes)
     schema = replace(algorithm.schema(algorithm_config, initial.layout, spec, config), wire=config.wire)
     warnings = algorithm.check(algorithm_config, initial, config) if algorithm.check is not None else []
+    pretrained = None
+    if model_config.pretrained is not None:
+        pretrained = describe(model_config.pretrained, key="model.pretrained")
+        if pretrained.data_hash == data_hash(dataset):
+            warnings.append(f"{model_config.pretrained} was trained on the very samples of this run, not on others")
     return Setup(
         config,
         algorithm,
@@ -116,4 +124,5 @@ def prepare(config: RunConfig) -> Setup:
         schema,
         config.rounds,
         warnings,
+        pretrained,
     )

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import torch
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmpi.data.shapes import ImageShape, InputShape
 from fedmpi.errors import ConfigError, FedmpiError
 from fedmpi.flat import FlatModel, Layout
 from fedmpi.models import custom
+from fedmpi.models.pretrained import fill_part
 from fedmpi.models.registry import ModelConfig, build_model
+from fedmpi.models.split import units
 from fedmpi.models.weights import fill_from_file
 from fedmpi.plugin import error_words, is_plugin
 
@@ -31,7 +33,7 @@ class InitialModel:
     state_hash : int
         31 bits of a hash of both vectors: a client that builds the model from the seed checks it.
     from_file : bool
-        Its numbers are those of ``model.weights``: a seed cannot stand for it.
+        Numbers of it are those of ``model.weights`` or ``model.pretrained``: a seed cannot stand for it.
     """
 
     init_seed: int
@@ -63,13 +65,28 @@ def initial_model(config: ModelConfig, shape: InputShape, num_classes: int, init
     _check_fit(flat, config.name, shape, num_classes)
     if config.weights is not None:
         fill_from_file(flat.module, config.weights, config.name)
+    if config.pretrained is not None:
+        fill_part(flat.module, config.pretrained, _first_units(flat.module, config), key="model.pretrained")
     for entry in flat.layout.entries:
         if entry.role != "int_buffer" and not bool(entry.view(flat.state_S).isfinite().all()):
             raise ConfigError(f"model.name={config.name}: {entry.name} starts with NaN or infinity in it")
     digest = xxhash.xxh3_64(flat.state_S.numpy().data)
     digest.update(flat.ints_I.numpy().data)
     state_hash = digest.intdigest() & 0x7FFFFFFF
-    return InitialModel(init_seed, flat.layout, flat.state_S, flat.ints_I, state_hash, config.weights is not None)
+    from_file = config.weights is not None or config.pretrained is not None
+    return InitialModel(init_seed, flat.layout, flat.state_S, flat.ints_I, state_hash, from_file)
+
+
+def _first_units(module: nn.Module, config: ModelConfig) -> list[str]:
+    """Return the names of all that is kept in the first units."""
+    names = [name for name, _ in units(module).named_children()]
+    if config.pretrained_units > len(names):
+        raise ConfigError(
+            f"model.pretrained_units must be from 1 to {len(names)}, the units of {config.name}, got "
+            f"{config.pretrained_units}"
+        )
+    wanted = set(names[: config.pretrained_units])
+    return [name for name in module.state_dict() if name.partition(".")[0] in wanted]
 
 
 def _check_fit(flat: FlatModel, name: str, shape: InputShape, num_classes: int) -> None:

@@ -32,6 +32,12 @@ class ModelConfig(NamedSection):
         description="file of initial weights: torch.save of a state_dict, or .safetensors; names and shapes must be "
         "the model's, and fp16, bf16 and fp64 become float32",
     )
+    pretrained: Path | None = Field(
+        None,
+        description="file of weights, such as `fedmpi pretrain` writes, from which the first units alone are taken; a "
+        "sequence of layers is needed",
+    )
+    pretrained_units: int = Field(2, ge=1, description="how many units; only with model.pretrained")
 
 
 Builder = Callable[..., nn.Module]

@@ -71,6 +71,12 @@ def data(setup: Setup) -> str:
     )
     if setup.partition.num_dropped:
         text += f"\n  {setup.partition.num_dropped} clients got no sample and were left out"
+    if setup.pretrained is not None:
+        config = setup.model_config
+        text += (
+            f"\n  first {config.pretrained_units} units of the network from {config.pretrained}, pre-trained on "
+            f"{setup.pretrained.source} (hash {setup.pretrained.hash[:16]})"
+        )
     return text
 
 
