@@ -30,6 +30,7 @@ def batch_norm_net(config, shape, num_classes):
 TALK = f"{ALGORITHMS / 'talk.py'}:TALK"
 MEMORY = f"{ALGORITHMS / 'memory.py'}:MEMORY"
 KINDS = f"{ALGORITHMS / 'kinds.py'}:KINDS"
+SPLITNET = f"{ALGORITHMS / 'splitnet.py'}:Net"
 HASTY = f"{ALGORITHMS / 'hasty.py'}:HASTY"
 COUNTING = f"{ALGORITHMS / 'counting.py'}:COUNTING"
 
@@ -134,6 +135,14 @@ def check_agreement(folder: Path) -> None:
     initial = {"initial_iterations": 30, "initial_interval": 5}
     prunefl = {**feddst, "algorithm": {"name": "prunefl", "reconfigure_every": 2, "constant_s": 0.01, **initial}}
     grasp = {**feddst, "algorithm": {"name": "grasp", "density": 0.3, "score_clients": 2}}
+    split: dict[str, Any] = {"model": {"name": SPLITNET, "dropout": 0.3}, "rounds": 4}
+    v1 = {**split, "algorithm": {"name": "splitfed", "point": 1}}
+    v2 = {**split, "algorithm": {"name": "splitfed", "version": 2}}
+    lgl = {**split, "algorithm": {"name": "lgl", "bits": 4}}
+    fedgkt = {**split, "algorithm": {"name": "fedgkt"}}
+    original = {**split, "algorithm": {"name": "fedgkt", "variant": "original"}}
+    ecofed = {**split, "algorithm": {"name": "ecofed", "error_feedback": True}}
+    lost_ecofed = {**ecofed, **lost, "server": {"initial_model": "full"}}
     cases: list[tuple[str, str, dict[str, Any], Any]] = [
         ("plain", "plain", {}, None),
         ("delayed", "plain", {}, Delaying),
@@ -173,6 +182,18 @@ def check_agreement(folder: Path) -> None:
         ("a mask that stays", "randommask", {**static, **apart}, Delaying),
         ("reconfigured", "prunefl", {**prunefl, "server": {"host": "peer"}}, Delaying),
         ("scored", "grasp", {**grasp, "server": {"host": "player"}}, Delaying),
+        ("split", "v1", v1, Delaying),
+        ("split, with a peer", "v1", {**v1, "server": {"host": "peer"}}, None),
+        ("split, one after the other", "v2", v2, Delaying),
+        ("split, one after the other, with a peer", "v2", {**v2, "server": {"host": "peer"}}, None),
+        ("local losses", "lgl", {**lgl, "server": {"max_in_flight": 1}}, Delaying),
+        ("local losses, with the player", "lgl", {**lgl, "server": {"host": "player"}}, None),
+        ("distilled", "fedgkt", {**fedgkt, "server": {"host": "peer"}}, Delaying),
+        ("distilled, clients' own networks", "original", {**original, **apart}, Delaying),
+        ("replayed", "ecofed", {**ecofed, **apart}, Delaying),
+        ("replayed, with the player", "ecofed", {**ecofed, "server": {"host": "player"}}, None),
+        ("replayed, with a peer", "ecofed", {**ecofed, "server": {"host": "peer"}}, Delaying),
+        ("replayed, clients lost", "ecofed lost", {**lost_ecofed, **apart}, Delaying),
     ]
     if MPI.COMM_WORLD.size == 2:  # the one worker is its own peer
         cases = [case for case in cases if case[2].get("server", {}).get("host") != "peer"]
@@ -196,6 +217,13 @@ def check_agreement(folder: Path) -> None:
         "randommask": static,
         "prunefl": prunefl,
         "grasp": grasp,
+        "v1": v1,
+        "v2": v2,
+        "lgl": lgl,
+        "fedgkt": fedgkt,
+        "original": original,
+        "ecofed": ecofed,
+        "ecofed lost": lost_ecofed,
     }
     expected, masks = {}, {}
     if rank == 0:
