@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import random
-import shutil
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support import ALGORITHMS, digests, run_here, small_config
+from agreement import Delaying, check_agreement, run_alone, run_on_all
+from support import ALGORITHMS, digests, small_config
 from torch import nn
 
-from fedmpi.comm.local import LocalCommunicator
 from fedmpi.ledger.reader import Ledger
 from fedmpi.models.registry import register
 
@@ -30,7 +26,6 @@ def batch_norm_net(config, shape, num_classes):
 TALK = f"{ALGORITHMS / 'talk.py'}:TALK"
 MEMORY = f"{ALGORITHMS / 'memory.py'}:MEMORY"
 KINDS = f"{ALGORITHMS / 'kinds.py'}:KINDS"
-SPLITNET = f"{ALGORITHMS / 'splitnet.py'}:Net"
 HASTY = f"{ALGORITHMS / 'hasty.py'}:HASTY"
 COUNTING = f"{ALGORITHMS / 'counting.py'}:COUNTING"
 
@@ -41,80 +36,27 @@ FEDDST: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def shared_folder():
-    """A folder that all ranks of the test see; rank 0 makes and removes it."""
-    from mpi4py import MPI
-
-    comm = MPI.COMM_WORLD
-    folder = comm.bcast(tempfile.mkdtemp(prefix="fedmpi-test.") if comm.rank == 0 else None)
-    yield Path(folder)
-    comm.Barrier()
-    if comm.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def run_on_all(folder: Path, name: str, config, comm_class=None, mpi=None, **options: Any) -> Path:
-    """Run on all ranks of the test; return the output folder. Each run has a communicator of its own."""
-    from mpi4py import MPI
-
-    from fedmpi.comm.mpi import MpiCommunicator
-
-    duplicate = (mpi or MPI.COMM_WORLD).Dup()
-    comm = (comm_class or MpiCommunicator)(
-        duplicate, chunk_nbytes=config.comm.chunk_nbytes, limit_nbytes=config.comm.limit_nbytes, **options
-    )
-    assert run_here(config, folder / name, comm) == 0
-    return folder / name
-
-
-def run_alone(folder: Path, name: str, config) -> Path:
-    """Run in this process alone, without MPI."""
-    assert run_here(config, folder / name, LocalCommunicator()) == 0
-    return folder / name
-
-
-class Delaying:
-    """Made into a communicator that dawdles, in sending and in noticing what has come."""
-
-    def __new__(cls, *args: Any, **kwargs: Any):
-        from fedmpi.comm.mpi import MpiCommunicator
-
-        class DelayingCommunicator(MpiCommunicator):
-            def send(self, dest, envelope, body=None):
-                time.sleep(random.random() * 4e-3)
-                super().send(dest, envelope, body)
-
-            def poll(self):
-                return super().poll() if random.random() < 0.5 else None
-
-        return DelayingCommunicator(*args, **kwargs)
-
-
 @pytest.mark.ranks(2, timeout=150)
 def test_two_ranks_agree_with_one_process(shared_folder):
-    check_agreement(shared_folder)
+    check_all(shared_folder)
 
 
 @pytest.mark.ranks(3, timeout=150)
 def test_three_ranks_agree_with_one_process(shared_folder):
-    check_agreement(shared_folder)
+    check_all(shared_folder)
 
 
 @pytest.mark.ranks(5, timeout=180)
 def test_five_ranks_agree_with_one_process(shared_folder):
-    check_agreement(shared_folder)
+    check_all(shared_folder)
 
 
-def check_agreement(folder: Path) -> None:
+def check_all(folder: Path) -> None:
     """Compare runs on the ranks of the test with runs in one process."""
     from mpi4py import MPI
 
     # Here, in the ranks of the test alone: the outer pytest's registry stays as users have it.
     register("buffers and dropout of the tests")(batch_norm_net)
-    rank = MPI.COMM_WORLD.rank
-    folder_here = folder / f"config{rank}"
-    folder_here.mkdir()
     fedavgm = {"algorithm": {"name": "fedavgm"}}
     talk = {"algorithm": {"name": TALK}}
     first = {"algorithm": {"name": TALK, "client_first": True}}
@@ -135,14 +77,6 @@ def check_agreement(folder: Path) -> None:
     initial = {"initial_iterations": 30, "initial_interval": 5}
     prunefl = {**feddst, "algorithm": {"name": "prunefl", "reconfigure_every": 2, "constant_s": 0.01, **initial}}
     grasp = {**feddst, "algorithm": {"name": "grasp", "density": 0.3, "score_clients": 2}}
-    split: dict[str, Any] = {"model": {"name": SPLITNET, "dropout": 0.3}, "rounds": 4}
-    v1 = {**split, "algorithm": {"name": "splitfed", "point": 1}}
-    v2 = {**split, "algorithm": {"name": "splitfed", "version": 2}}
-    lgl = {**split, "algorithm": {"name": "lgl", "bits": 4}}
-    fedgkt = {**split, "algorithm": {"name": "fedgkt"}}
-    original = {**split, "algorithm": {"name": "fedgkt", "variant": "original"}}
-    ecofed = {**split, "algorithm": {"name": "ecofed", "error_feedback": True}}
-    lost_ecofed = {**ecofed, **lost, "server": {"initial_model": "full"}}
     cases: list[tuple[str, str, dict[str, Any], Any]] = [
         ("plain", "plain", {}, None),
         ("delayed", "plain", {}, Delaying),
@@ -182,21 +116,7 @@ def check_agreement(folder: Path) -> None:
         ("a mask that stays", "randommask", {**static, **apart}, Delaying),
         ("reconfigured", "prunefl", {**prunefl, "server": {"host": "peer"}}, Delaying),
         ("scored", "grasp", {**grasp, "server": {"host": "player"}}, Delaying),
-        ("split", "v1", v1, Delaying),
-        ("split, with a peer", "v1", {**v1, "server": {"host": "peer"}}, None),
-        ("split, one after the other", "v2", v2, Delaying),
-        ("split, one after the other, with a peer", "v2", {**v2, "server": {"host": "peer"}}, None),
-        ("local losses", "lgl", {**lgl, "server": {"max_in_flight": 1}}, Delaying),
-        ("local losses, with the player", "lgl", {**lgl, "server": {"host": "player"}}, None),
-        ("distilled", "fedgkt", {**fedgkt, "server": {"host": "peer"}}, Delaying),
-        ("distilled, clients' own networks", "original", {**original, **apart}, Delaying),
-        ("replayed", "ecofed", {**ecofed, **apart}, Delaying),
-        ("replayed, with the player", "ecofed", {**ecofed, "server": {"host": "player"}}, None),
-        ("replayed, with a peer", "ecofed", {**ecofed, "server": {"host": "peer"}}, Delaying),
-        ("replayed, clients lost", "ecofed lost", {**lost_ecofed, **apart}, Delaying),
     ]
-    if MPI.COMM_WORLD.size == 2:  # the one worker is its own peer
-        cases = [case for case in cases if case[2].get("server", {}).get("host") != "peer"]
     sections = {
         "plain": {},
         "full": {"server": {"initial_model": "full"}},
@@ -217,40 +137,14 @@ def check_agreement(folder: Path) -> None:
         "randommask": static,
         "prunefl": prunefl,
         "grasp": grasp,
-        "v1": v1,
-        "v2": v2,
-        "lgl": lgl,
-        "fedgkt": fedgkt,
-        "original": original,
-        "ecofed": ecofed,
-        "ecofed lost": lost_ecofed,
     }
-    expected, masks = {}, {}
-    if rank == 0:
-        for name in dict.fromkeys(like for _, like, _, _ in cases):
-            changes = sections[name]
-            out = run_alone(folder, f"{name} alone", small_config(folder_here, **changes))
-            expected[name], masks[name] = digests(out), masks_of(out)
-        assert len(set(expected.values())) == len(expected), "the cases must differ, or equality says nothing"
-    simulation_nbytes: dict[str, int] = {}
-    for name, like, changes, comm_class in cases:
-        out = run_on_all(folder, name, small_config(folder_here, **changes), comm_class)
-        if rank == 0:
-            assert digests(out) == expected[like], name
-            assert masks_of(out) == masks[like], name
-            with Ledger(out / "ledger.h5") as ledger:
-                simulation_nbytes[name] = ledger.summary()["simulation_nbytes"]
-    if rank == 0 and MPI.COMM_WORLD.size > 2:  # with one worker there is nowhere to move to
+    simulation_nbytes = check_agreement(folder, cases, sections)
+    if MPI.COMM_WORLD.rank == 0 and MPI.COMM_WORLD.size > 2:  # with one worker there is nowhere to move to
         assert simulation_nbytes["memory moved"] > simulation_nbytes["memory"]
+    folder_here = folder / f"config{MPI.COMM_WORLD.rank}"
     out = run_on_all(folder, "no evaluation", small_config(folder_here, evaluate={"every": 0}))
-    if rank == 0:
-        assert digests(out) == expected["plain"]
-
-
-def masks_of(out: Path) -> list[float]:
-    """Return the checksums of the mask after each round, nothing of a run without masks."""
-    with Ledger(out / "ledger.h5") as ledger:
-        return ledger.rounds["mask_checksum"].tolist() if "mask_checksum" in ledger.rounds else []
+    if MPI.COMM_WORLD.rank == 0:
+        assert digests(out) == digests(folder / "plain alone")
 
 
 def times_of(out: Path) -> dict[str, list[float]]:
