@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fedmpi.config import TrainConfig
 from fedmpi.data.shard import Shard
 from fedmpi.flat import FlatModel
+from fedmpi.train.direct import make_direct_step
 from fedmpi.train.optimizer import make_step
 
 PROGRESS_S = 1e-3
@@ -69,7 +70,7 @@ def train_local(
     extra_loss : callable, optional
         Maps the flat parameters (num_params,) to a scalar that is added to the loss.
     after_backward, after_step : callable, optional
-        Called with the model when its gradients are complete, and after each step.
+        Called with the model when its gradients are complete, and after each step, which uses them up.
     after_epoch : callable, optional
         ``f(epoch_idx, x, y)``, called after an epoch's last step with the batch of that step. It may change the model
         and leave what it likes in the gradients.
@@ -84,22 +85,27 @@ def train_local(
     module.train()
     seed_torch(model.device, int(rng.integers(2**63)))  # dropout and the like
     step = make_step(model, cfg, fresh=fresh)
+    # Where nobody looks at the gradients between backward and step.
+    direct_step = make_direct_step(model, cfg) if fresh and extra_loss is None and after_backward is None else None
     loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
     num_steps = num_samples = 0
     steps_per_epoch = -(-shard.num_samples // cfg.batch_size) if after_epoch is not None else 0
     due = perf_counter() + PROGRESS_S
     for x, y in shard.batches(cfg.batch_size, cfg.local_epochs, rng):
-        grads_P.zero_()
         logits = module(x)
         if after_forward is not None:
             after_forward(logits.detach(), y)
         loss = F.cross_entropy(logits, y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if extra_loss is not None:
-            extra_loss(model.leaf_P).backward()  # type: ignore[no-untyped-call]
-        if after_backward is not None:
-            after_backward(model)
-        step()
+        if direct_step is not None:
+            direct_step(loss)
+        else:
+            grads_P.zero_()
+            loss.backward()  # type: ignore[no-untyped-call]
+            if extra_loss is not None:
+                extra_loss(model.leaf_P).backward()  # type: ignore[no-untyped-call]
+            if after_backward is not None:
+                after_backward(model)
+            step()
         if after_step is not None:
             after_step(model)
         loss_sum.add_(loss.detach(), alpha=y.numel())

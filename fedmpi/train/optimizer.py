@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from fedmpi.config import TrainConfig
 from fedmpi.flat import FlatVectors
+
+# Floats of a cache line. The fused kernel rounds what is left over of whole vectors otherwise than the operations do.
+_LINE = 16
+# Of a comparison of bits: where two formulas round differently, some hundreds of so many numbers show it.
+_NUM_COMPARED, _STEPS_COMPARED = 4096, 3
 
 
 def make_step(model: FlatVectors, cfg: TrainConfig, *, fresh: bool = True) -> Callable[[], None]:
@@ -34,6 +40,10 @@ def make_step(model: FlatVectors, cfg: TrainConfig, *, fresh: bool = True) -> Ca
     momentum_P = model.momentum_P if cfg.momentum else None
     if momentum_P is not None and fresh:
         momentum_P.zero_()
+    takes_fused = momentum_P is not None and not cfg.nesterov
+    if takes_fused and fused_keeps_bits(model.device.type, cfg.lr, cfg.momentum, cfg.weight_decay):
+        assert momentum_P is not None
+        return lambda: fused_sgd_step(params_P, grads_P, momentum_P, cfg)
     return lambda: sgd_step(params_P, grads_P, momentum_P, cfg)
 
 
@@ -57,11 +67,40 @@ def sgd_step(params_P: Tensor, grads_P: Tensor, momentum_P: Tensor | None, cfg: 
 
     `grads_P` is used up. With ``nesterov`` the update is along gradient + momentum * (new momentum vector).
     """
-    _clip_and_decay(params_P, grads_P, cfg)
-    if momentum_P is not None:
-        momentum_P.mul_(cfg.momentum).add_(grads_P)
-        grads_P = grads_P.add_(momentum_P, alpha=cfg.momentum) if cfg.nesterov else momentum_P
-    params_P.add_(grads_P, alpha=-cfg.lr)
+    _clip(grads_P, cfg)
+    _sgd(params_P, grads_P, momentum_P, cfg.lr, cfg.momentum, cfg.weight_decay, cfg.nesterov)
+
+
+def fused_sgd_step(params_P: Tensor, grads_P: Tensor, momentum_P: Tensor, cfg: TrainConfig) -> None:
+    """Take the step of `sgd_step` in one pass over memory instead of four; the same bits where `fused_keeps_bits`."""
+    _clip(grads_P, cfg)
+    end = params_P.numel() // _LINE * _LINE
+    _fused_sgd(params_P[:end], grads_P[:end], momentum_P[:end], cfg.lr, cfg.momentum, cfg.weight_decay)
+    if end < params_P.numel():
+        _sgd(params_P[end:], grads_P[end:], momentum_P[end:], cfg.lr, cfg.momentum, cfg.weight_decay)
+
+
+@lru_cache(maxsize=64)
+def fused_keeps_bits(device_type: str, lr: float, momentum: float, weight_decay: float) -> bool:
+    """Return whether torch has the fused kernel, and it rounds as the four operations do on this processor.
+
+    What the compiler made one rounding of two in either differs between processors and builds of torch, so it is
+    tried, once a process. Only CPUs are: elsewhere the four operations stay.
+    """
+    if device_type != "cpu" or not hasattr(torch, "_fused_sgd_"):
+        return False
+    random = torch.Generator().manual_seed(0)
+    ours, fused = torch.zeros(2, 2, _NUM_COMPARED)  # parameters and momentum of each
+    ours[0] = torch.randn(_NUM_COMPARED, generator=random)
+    fused[0] = ours[0]
+    for _ in range(_STEPS_COMPARED):
+        grads = torch.randn(_NUM_COMPARED, generator=random)
+        try:
+            _fused_sgd(fused[0], grads, fused[1], lr, momentum, weight_decay)
+        except (RuntimeError, TypeError):  # private, so another torch may have another one
+            return False
+        _sgd(ours[0], grads, ours[1], lr, momentum, weight_decay)
+    return torch.equal(ours.view(torch.int32), fused.view(torch.int32))
 
 
 def adam_step(
@@ -79,7 +118,9 @@ def adam_step(
         Steps with this one, from 1.
     cfg : TrainConfig
     """
-    _clip_and_decay(params_P, grads_P, cfg)
+    _clip(grads_P, cfg)
+    if cfg.weight_decay:
+        grads_P.add_(params_P, alpha=cfg.weight_decay)
     first_P.lerp_(grads_P, 1.0 - cfg.momentum)
     second_P.mul_(cfg.adam_beta2).addcmul_(grads_P, grads_P, value=1.0 - cfg.adam_beta2)
     # lr m/c1 / (sqrt(v)/c2 + eps) with c2 taken out of the denominator: one pass less. The gradient's memory holds it.
@@ -89,9 +130,34 @@ def adam_step(
     params_P.addcdiv_(first_P, denominator_P, value=-cfg.lr * c2 / c1)
 
 
-def _clip_and_decay(params_P: Tensor, grads_P: Tensor, cfg: TrainConfig) -> None:
+def _clip(grads_P: Tensor, cfg: TrainConfig) -> None:
     if cfg.clip_norm is not None:
         norm = torch.linalg.vector_norm(grads_P)
         grads_P.mul_(torch.clamp(cfg.clip_norm / (norm + 1e-6), max=1.0))
-    if cfg.weight_decay:
-        grads_P.add_(params_P, alpha=cfg.weight_decay)
+
+
+def _sgd(
+    params: Tensor,
+    grads: Tensor,
+    momentum_buffer: Tensor | None,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool = False,
+) -> None:
+    if weight_decay:
+        grads.add_(params, alpha=weight_decay)
+    if momentum_buffer is not None:
+        momentum_buffer.mul_(momentum).add_(grads)
+        grads = grads.add_(momentum_buffer, alpha=momentum) if nesterov else momentum_buffer
+    params.add_(grads, alpha=-lr)
+
+
+def _fused_sgd(
+    params: Tensor, grads: Tensor, momentum_buffer: Tensor, lr: float, momentum: float, weight_decay: float
+) -> None:
+    # A first step would copy the gradient to the momentum, where it is added to the zeros here: -0 becomes 0.
+    torch._fused_sgd_(
+        [params], [grads], [momentum_buffer], lr=lr, momentum=momentum, weight_decay=weight_decay,
+        dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+    )  # fmt: skip

@@ -43,6 +43,12 @@ def script():
 
 
 @pytest.fixture
+def picture(script):
+    """Return the module that draws."""
+    return sys.modules[script.plot.__module__]
+
+
+@pytest.fixture
 def write(tmp_path):
     """Write a ledger of 8 rounds, tested after every second, and return its path."""
     names = iter(range(1000))
@@ -139,7 +145,7 @@ def test_seeds_are_one_row(script, write, capsys, tmp_path):
     words = [first, second, other, "--caps", "1/4,1/2", "--count", "wire", "--csv", out]
     ((_, both, alone),) = tables(script, capsys, *words)
     # The second sends more than dense, so that its first test passes the smaller cap.
-    assert both == ["fedavg", "2", "10.00 [10.00, 10.00] (1 of 2 runs)", "30.00 [30.00, 30.00]"]
+    assert both == ["fedavg", "2", "10.00 [10.00, -] (1 of 2 runs)", "30.00 [30.00, 30.00]"]
     assert alone == ["fedavg: mu=1", "1", "10.00", "30.00"]
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -150,20 +156,26 @@ def test_seeds_are_one_row(script, write, capsys, tmp_path):
         ("fedavg: mu=1", "1/2", "1", "1"),
     ]
     assert float(rows[0]["accuracy_mean"]) == 0.1
-    assert rows[0]["cap_nbytes"] == str(8 * 2 * (4 * NUM_PARAMS + script.FRAME_NBYTES) // 4)
+    assert [row["accuracy_by_seed"] for row in rows[:3]] == ["1:0.1", "1:0.3 2:0.3", "1:0.1"]
+    assert rows[0]["cap_nbytes"] == str(8 * 2 * (4 * NUM_PARAMS + 64) // 4)
     assert script.main([str(first), str(write(root="/elsewhere"))]) == 6
     assert "runs of the same settings and seed" in capsys.readouterr().err
 
 
-def test_mean_and_range(script, write, capsys):
-    seeds = [write(seed=seed, accuracies=(0.1, 0.1, 0.1, best)) for seed, best in enumerate((0.3, 0.5, 0.7))]
-    ((_, row),) = tables(script, capsys, *seeds, "--caps", "1", "--count", "wire")
-    assert row == ["fedavg", "3", "50.00 [30.00, 70.00]"]
+def test_mean_and_each_seed(script, write, capsys, tmp_path):
+    """In the order of the seeds, whatever that of the arguments."""
+    seeds = [write(seed=seed, accuracies=(0.1, 0.1, 0.1, best)) for seed, best in ((10, 0.7), (2, 0.5), (1, 0.6))]
+    words = [*seeds, "--caps", "1", "--count", "wire", "--csv", tmp_path / "table.csv"]
+    ((_, row),) = tables(script, capsys, *words)
+    assert row == ["fedavg", "3", "60.00 [60.00, 50.00, 70.00]"]
+    assert "1:0.6 2:0.5 10:0.7" in (tmp_path / "table.csv").read_text()
+    assert script.main([*map(str, words), "--tests"]) == 0
+    assert "passes; in brackets each seed's, in ascending order; in parentheses the" in capsys.readouterr().out
 
 
 def test_labels_name_the_settings_that_differ(script, write):
     algorithms = ["{name: feddst, density: 0.2, mu: 0}", "{name: feddst, density: 0.1, mu: 0}", "{name: fedavg}"]
-    rows = script.read_rows([write(algorithm) for algorithm in algorithms], "test")
+    rows = script.rows_of([script.read_curve(write(algorithm)) for algorithm in algorithms], "test")
     assert [row.label for row in rows] == ["feddst: density=0.2", "feddst: density=0.1", "fedavg"]
     assert script.title(rows) == "cifar10, shards: 398 clients, 2 a round"
 
@@ -226,7 +238,7 @@ def test_unfinished_runs_are_told(script, write, capsys, tmp_path):
     ((header, both, none),) = tables(script, capsys, *words)
     assert header[-1] == "unfinished"
     assert both[-1] == "seed 2: 3 of 8 rounds"
-    assert both[3] == "25.00 [10.00, 40.00]"
+    assert both[3] == "25.00 [40.00, 10.00]"
     assert none == ["feddst", "1", "-", "-", "seed 1: 0 of 8 rounds"]
     assert out.read_bytes().startswith(b"\x89PNG")
 
@@ -287,9 +299,9 @@ def test_numbers_of_tests(script, write, capsys, tmp_path):
     words = [*seeds, write("{name: feddst}", kept=0.25), "--caps", "1/4,1/2,1", "--tests", "--csv", out]
     wire, paper = tables(script, capsys, *words)
     assert wire[1][2:] == [
-        "10.00 [10.00, 10.00] (1; 1 of 3 runs)",
-        "20.00 [10.00, 30.00] (1 to 2; 2 of 3 runs)",
-        "26.67 [10.00, 40.00] (1 to 4)",
+        "10.00 [10.00, -, -] (1; 1 of 3 runs)",
+        "20.00 [30.00, 10.00, -] (1 to 2; 2 of 3 runs)",
+        "26.67 [40.00, 30.00, 10.00] (1 to 4)",
     ]
     assert wire[2][2:] == ["30.00 (3)", "40.00 (4)", "40.00 (4)"]
     assert paper[2][2:] == ["10.00 (1)", "30.00 (2)", "40.00 (4)"]
@@ -366,9 +378,9 @@ def test_aligned_table(script, write, capsys):
     ]
 
 
-def test_plot(script, write, monkeypatch, tmp_path):
+def test_plot(script, picture, write, monkeypatch, tmp_path):
     figures = []
-    monkeypatch.setattr(script, "save", lambda figure, out: figures.append(figure))
+    monkeypatch.setattr(picture, "save", lambda figure, out: figures.append(figure))
     seeds = [write(seed=1), write(seed=2, accuracies=(0.3, 0.3, 0.4, 0.6), kept=0.5)]
     others = [write(f"{{name: some_algorithm_with_a_name, some_setting: {i}}}", paper=0.5) for i in range(9)]
     words = [*map(str, [*seeds, *others]), "-o", str(tmp_path / "o.png"), "--caps", "1/4,1"]
@@ -413,25 +425,25 @@ def test_plot(script, write, monkeypatch, tmp_path):
     )
 
 
-def test_marked_tests(script):
-    few, many = np.arange(script.NUM_MARKERS), np.arange(80)
-    assert script.marks([few, few + 1, np.array([])]) == [list(few), list(few), []]
-    (marked,) = script.marks([many])
+def test_marked_tests(picture):
+    few, many = np.arange(picture.NUM_MARKERS), np.arange(80)
+    assert picture.marks([few, few + 1, np.array([])]) == [list(few), list(few), []]
+    (marked,) = picture.marks([many])
     assert (marked[0], marked[-1]) == (0, 79)
-    assert 8 <= len(marked) <= script.NUM_MARKERS
+    assert 8 <= len(marked) <= picture.NUM_MARKERS
     # Evenly spaced on the axis, once tests are dense enough there.
     ratios = [(after + 1) / (at + 1) for at, after in pairwise(marked) if at >= 4]
     assert max(ratios) < 1.2 * min(ratios)
     # Lines that hide each other take turns.
-    first, other, second, third = script.marks([many, many + 1, many, many])
+    first, other, second, third = picture.marks([many, many + 1, many, many])
     assert other == marked
     assert sorted([*first, *second, *third]) == marked
     assert min(map(len, (first, second, third))) >= 3
 
 
-def test_markers_are_those_of_the_row_in_both_panels(script, write, monkeypatch, tmp_path):
+def test_markers_are_those_of_the_row_in_both_panels(script, picture, write, monkeypatch, tmp_path):
     figures = []
-    monkeypatch.setattr(script, "save", lambda figure, out: figures.append(figure))
+    monkeypatch.setattr(picture, "save", lambda figure, out: figures.append(figure))
     ledgers = [write(), write("{name: feddst}", kept=0.2, paper=0.4, accuracies=(0.1, 0.2, 0.3, 0.4))]
     assert script.main([*map(str, ledgers), "-o", str(tmp_path / "o.png")]) == 0
     (figure,) = figures

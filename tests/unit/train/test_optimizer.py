@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedmpi.config import TrainConfig
 from fedmpi.flat import FlatModel
-from fedmpi.train.optimizer import adam_step, make_step, sgd_step
+from fedmpi.train import optimizer
+from fedmpi.train.optimizer import adam_step, fused_keeps_bits, fused_sgd_step, make_step, sgd_step
 
 
 def conv_net() -> nn.Module:
@@ -113,6 +114,99 @@ def test_adam_by_hand() -> None:
     # g = 1 + 0.5 * 2 = 2; m = 1, v = 1; corrected 2 and 4; 2 / (2 + 0.25)
     assert (m.item(), v.item()) == (1.0, 1.0)
     assert w.item() == pytest.approx(2.0 - 0.1 * 2 / 2.25, rel=1e-6)
+
+
+def bits(*tensors: Tensor) -> list[bytes]:
+    return [tensor.numpy().tobytes() for tensor in tensors]
+
+
+def keeping(cfg: TrainConfig) -> bool:
+    return fused_keeps_bits("cpu", cfg.lr, cfg.momentum, cfg.weight_decay)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5])
+@pytest.mark.parametrize("size", [1, 7, 15, 16, 17, 31, 63, 65, 1000, 4099, 70_001])
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        TrainConfig(lr=0.01, momentum=0.9, weight_decay=1e-3),
+        TrainConfig(lr=0.1, momentum=0.3),
+        TrainConfig(lr=0.05, momentum=0.99, weight_decay=0.1, clip_norm=0.5),
+    ],
+    ids=["decay", "plain", "clip"],
+)
+def test_the_fused_step_has_the_bits_of_the_others(cfg: TrainConfig, size: int, offset: int) -> None:
+    """Of any size and place in memory; zeros of either sign, the smallest numbers and infinity too."""
+    if not keeping(cfg):
+        pytest.skip("the fused kernel rounds otherwise here, and is not used")
+    random = torch.Generator().manual_seed(size)
+
+    def vector() -> Tensor:
+        return torch.zeros(size + offset)[offset:]
+
+    ours, fused, start = ([vector() for _ in range(3)] for _ in range(3))
+    start[0].copy_(torch.randn(size, generator=random))
+    start[0][::3] = -0.0
+    for mine in (ours, fused):
+        mine[0].copy_(start[0])
+    for step in range(50):
+        grads = torch.randn(size, generator=random) * 10.0 ** (step % 7 - 3)
+        grads[step % 5 :: 5] = -0.0
+        grads[step % 7 :: 7] *= 1e-39
+        if step == 49 and cfg.clip_norm is None:
+            grads[::11] = float("inf")
+        ours[1].copy_(grads)
+        fused[1].copy_(grads)
+        sgd_step(ours[0], ours[1], ours[2], cfg)
+        fused_sgd_step(fused[0], fused[1], fused[2], cfg)
+        assert bits(ours[0], ours[2]) == bits(fused[0], fused[2])
+
+
+def test_training_has_the_same_bits_without_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, cfg = conv_net(), TrainConfig(lr=0.1, momentum=0.9, weight_decay=0.01)
+    calls: list[int] = []
+    kernel = torch._fused_sgd_
+
+    def play() -> list[bytes]:
+        flat = FlatModel(copy.deepcopy(module))
+        step = make_step(flat, cfg)
+        calls.clear()
+        for _ in give_gradients(copy.deepcopy(module), flat, 20):
+            step()
+        return bits(flat.params_P, flat.momentum_P)
+
+    def counted(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        kernel(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "_fused_sgd_", counted)
+    with_kernel = play()
+    assert len(calls) == (20 if keeping(cfg) else 0)
+    monkeypatch.setattr(optimizer, "fused_keeps_bits", lambda *_: False)
+    assert play() == with_kernel
+    assert calls == []
+
+
+@pytest.mark.parametrize("change", ["rounds", "refuses", "is gone"])
+def test_a_fused_kernel_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    kernel = torch._fused_sgd_
+
+    def other(params: list[Tensor], *args: Any, **kwargs: Any) -> None:
+        if change == "refuses":
+            raise RuntimeError("no such kernel for this device")
+        kernel(params, *args, **kwargs)
+        params[0][100].mul_(1 + 2**-23)
+
+    fused_keeps_bits.cache_clear()
+    if change == "is gone":
+        monkeypatch.delattr(torch, "_fused_sgd_")
+    else:
+        monkeypatch.setattr(torch, "_fused_sgd_", other)
+    before = torch.random.get_rng_state()
+    assert not fused_keeps_bits("cpu", 0.1, 0.9, 0.0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    fused_keeps_bits.cache_clear()
+    assert not fused_keeps_bits("cuda", 0.1, 0.9, 0.0)
 
 
 class Allocations(TorchDispatchMode):
