@@ -12,6 +12,7 @@ smallest sum) each takes.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def read_traffic(path: Path, by: str) -> Traffic:
     complete = messages["round_idx"] < len(rounds["round_idx"])
     sent = np.where(complete, messages[column], 0) / divisor
     nbytes: dict[str, float] = {}
-    once_nbytes, words = 0.0, [kind.split()[0] for kind in messages["kind"].tolist()]
+    once_nbytes, words = 0.0, [re.split(r"\W", kind)[0] for kind in messages["kind"].tolist()]
     first = np.array([SAME.get(word, word) for word in words])
     for phase in dict.fromkeys(first.tolist()):
         of_phase = first == phase

@@ -106,7 +106,7 @@ class DeviceInit(Message):
     state: Dense = dense("device_state")
 
 
-@message("init seed", "down")
+@message("init-seed", "down")
 class DeviceInitSeed(Message):
     """The frozen device part where it follows from a seed: the seed, and a hash of what is built from it."""
 
@@ -127,7 +127,7 @@ class RoundStart(Message):
     update: int
 
 
-@message("ecofed result", "up")
+@message("ecofed-result", "up")
 class EcoFedResult(Message):
     """What a conversation comes to on the server: a network, and what the client sent. It never leaves the server."""
 

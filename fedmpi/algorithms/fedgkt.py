@@ -85,21 +85,21 @@ class FedGktConfig(SplitConfig):
     server_epochs: int = Field(1, ge=1, description="epochs of the server a round; only with variant=original")
 
 
-@message("logits all", "down")
+@message("logits-all", "down")
 class TurnLogits(Message):
     """The server's logits of what this client sent last, (samples, classes), in the order in which it sent them."""
 
     numbers: Dense = dense("most", at_most=True)
 
 
-@message("control begin", "down")
+@message("control-begin", "down")
 class Begin(Message):
     """The client is to go on with the network that it has."""
 
     has_logits: int
 
 
-@message("evaluation weights", "up")
+@message("evaluation-weights", "up")
 class TestedDevice(Message):
     """A client's own device part, for the simulation's test of the model alone."""
 
@@ -110,7 +110,7 @@ class TestedDevice(Message):
     state: Dense = dense("device_state")
 
 
-@message("fedgkt result", "up")
+@message("fedgkt-result", "up")
 class FedGktResult(Message):
     """What a conversation comes to on the server in the original: all that a client sent."""
 

@@ -43,7 +43,7 @@ class SplitConfig(AlgorithmConfig):
     )
 
 
-@message("weights seed", "down")
+@message("weights-seed", "down")
 class DeviceSeedDown(Message):
     """The device's part of the initial network, as the seed to build it from and a hash to check it by."""
 
@@ -86,7 +86,7 @@ class TurnLabels(Message):
         return 64.0 * self.labels.numel
 
 
-@message("activation float", "up")
+@message("activation-float", "up")
 class Activations(Message):
     """What a batch sends across the cut, in the order in which it lies: (B, H, W, C) of images."""
 
@@ -121,7 +121,7 @@ class LogitsDown(Message):
     numbers: Dense = dense("logits", at_most=True)
 
 
-@message("split result", "up")
+@message("split-result", "up")
 class SplitResult(Message):
     """What a conversation comes to on the server: a whole network. It never leaves the simulated server."""
 

@@ -153,23 +153,23 @@ def test_payloads_are_those_of_the_published_formulas(tmp_path: Path) -> None:
     device, activations = 4 * NUM_DEVICE, 4 * NUMEL * n
     sfl = by_kind(go(tmp_path, "sfl", algorithm=ALL["v1"], **raw))
     assert sfl["weights"] == turns * 2 * device
-    assert sfl["activation float"] == sfl["gradient"] == turns * activations
+    assert sfl["activation-float"] == sfl["gradient"] == turns * activations
     lgl = by_kind(go(tmp_path, "lgl", algorithm=ALL["lgl"], **raw))
     auxiliary = 4 * (NUMEL + 1) * 10
     assert lgl["weights"] == turns * 2 * (device + auxiliary)
-    assert lgl["activation float"] == turns * activations and "gradient" not in lgl
+    assert lgl["activation-float"] == turns * activations and "gradient" not in lgl
     gkt = by_kind(go(tmp_path, "gkt", algorithm=ALL["fedgkt"], **raw))
     assert {**gkt, "logits": 0} == {**lgl, "logits": 0} and gkt["logits"] == turns * 2 * n * 10 * 4
     eco = {"name": "ecofed", "bits": None, "period": 1}
     one = by_kind(go(tmp_path, "one", algorithm=eco, **raw))
-    assert one["activation float"] == sfl["activation float"] and set(one) == {
+    assert one["activation-float"] == sfl["activation-float"] and set(one) == {
         "init",
         "control",
         "labels",
-        "activation float",
+        "activation-float",
     }
     two = by_kind(go(tmp_path, "two", algorithm={**eco, "period": 2}, **raw))
-    assert 2 * two["activation float"] == one["activation float"] and 2 * two["labels"] == one["labels"]
+    assert 2 * two["activation-float"] == one["activation-float"] and 2 * two["labels"] == one["labels"]
     bits = by_kind(go(tmp_path, "bits", algorithm={"name": "ecofed", "period": 1}, **raw))
     # A byte a number; each of 4 batches has a scale and a byte that says which way it lies.
     assert bits["activation"] == turns * (NUMEL * n + 4 * (4 + 1))

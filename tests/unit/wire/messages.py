@@ -15,10 +15,24 @@ import numpy as np
 import torch
 
 from fedmpi.algorithms.averaging import ModelDown, ModelUp, SeedDown
+from fedmpi.algorithms.ecofed import DeviceInit, DeviceInitSeed, EcoFedResult, RoundStart
+from fedmpi.algorithms.fedgkt import Begin, FedGktResult, TestedDevice, TurnLogits
 from fedmpi.algorithms.grasp import GraSPScores
 from fedmpi.algorithms.prunefl import ImportanceUp
 from fedmpi.algorithms.sparse_messages import SparseModelDown, SparseModelUp, SparseSeedDown
 from fedmpi.algorithms.sparse_updates import UpdateUp
+from fedmpi.algorithms.split_messages import (
+    Activations,
+    DeviceDown,
+    DeviceSeedDown,
+    DeviceUp,
+    Gradients,
+    LogitsDown,
+    LogitsUp,
+    QuantizedActivations,
+    SplitResult,
+    TurnLabels,
+)
 from fedmpi.config import WireConfig
 from fedmpi.wire.known import Known, KnownMask, KnownProbabilities, KnownVector
 from fedmpi.wire.message import (
@@ -446,6 +460,59 @@ def _masked_models() -> Iterator[tuple[str, Golden]]:
     yield "grasp_scores_up", Golden(GraSPScores(weight=40, scores=vector("float32", *range(-18, 18))), MASKED)
 
 
+CUT = Schema(
+    {
+        "device_state": 4,
+        "device_ints": 1,
+        "auxiliary": 3,
+        "activation": 2 * 3 * 2 * 2,
+        "batch": 2,
+        "channels": 3,
+        "height": 2,
+        "width": 2,
+        "classes": 10,
+        "logits": 20,
+        "turn_labels": 2**31 - 1,
+        "most": 2**40,
+    },
+    0x5EED,
+)
+
+
+WHOLE = Schema({**SMALL.sizes, "auxiliary": 3, "frames": 2**40, "num_frames": 2**31 - 1}, SMALL.layout_id)
+
+
+def _split() -> Iterator[tuple[str, Golden]]:
+    yield "split_seed_down", Golden(DeviceSeedDown(init_seed=1234567890, state_hash=0x7FEDCBA9), CUT)
+    state, ints, head = vector("float32", 1, -2, 0.5, 0), vector("int64", 12), vector("float32", 0.25, 8, -1)
+    yield "split_device_down", Golden(DeviceDown(int_buffers=ints, state=state, auxiliary=head), CUT)
+    yield "split_device_up", Golden(DeviceUp(int_buffers=None, state=state, auxiliary=None), CUT)
+    yield "split_labels", Golden(TurnLabels(labels=Labels(np.array([3, 1, 4, 1, 5, 9, 2, 6]), 10)), CUT)
+    numbers = vector("float32", *(i / 8 for i in range(12)))
+    yield "split_activations", Golden(Activations(numbers=numbers), CUT)  # the last batch, of one sample
+    symbols = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2) * 11
+    rounded = Quantized(symbols, 8, np.array([0.0123], np.float32))
+    yield "split_activations_8", Golden(QuantizedActivations(symbols=rounded), CUT)
+    yield "split_gradients", Golden(Gradients(numbers=numbers), CUT)
+    logits = vector("float32", *range(-5, 5))
+    yield "split_logits_up", Golden(LogitsUp(numbers=logits), CUT)
+    yield "split_logits_down", Golden(LogitsDown(numbers=logits), CUT)
+    yield "fedgkt_begin", Golden(Begin(has_logits=1), CUT)
+    yield "fedgkt_logits", Golden(TurnLogits(numbers=vector("float32", *range(30))), CUT)
+    device = {"init_seed": 1234567890, "device_hash": 0x7FEDCBA9}
+    yield "ecofed_init", Golden(DeviceInit(**device, int_buffers=ints, state=state), CUT)
+    yield "ecofed_init_seed", Golden(DeviceInitSeed(**device), CUT)
+    yield "ecofed_start", Golden(RoundStart(update=1), CUT)
+    # What stays within the simulation: hosts of conversations send it to rank 0.
+    whole = {"num_samples": 40, "int_buffers": INTS, "state": STATE}
+    yield "split_result", Golden(SplitResult(**whole, auxiliary=head), WHOLE)
+    octets, lengths = vector("uint8", *range(12)), Counts(np.array([5, 0, 7]))
+    yield "ecofed_result", Golden(EcoFedResult(**whole, frames=octets, lengths=lengths), WHOLE)
+    yield "fedgkt_tested", Golden(TestedDevice(num_samples=40, int_buffers=ints, state=state), CUT)
+    collected = FedGktResult(num_samples=40, int_buffers=None, state=state, frames=octets, lengths=lengths)
+    yield "fedgkt_result", Golden(collected, CUT)
+
+
 def _dense() -> Iterator[tuple[str, Golden]]:
     base, halves = KnownVector(_SINGLES, VERSION), KnownVector(_HALVES, VERSION)
     steps = (words("steps", WEIGHTS) % 9 * chance("moves", WEIGHTS, 15)).astype(np.uint32)
@@ -653,7 +720,18 @@ def _labels() -> Iterator[tuple[str, Golden]]:
 
 
 GOLDEN: dict[str, Golden] = dict(
-    [*_old(), *_numbers(), *_masked_models(), *_dense(), *_masks(), *_sparse(), *_masked(), *_quantized(), *_labels()]
+    [
+        *_old(),
+        *_numbers(),
+        *_masked_models(),
+        *_split(),
+        *_dense(),
+        *_masks(),
+        *_sparse(),
+        *_masked(),
+        *_quantized(),
+        *_labels(),
+    ]
 )
 """All of them by name."""
 
