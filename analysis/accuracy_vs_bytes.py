@@ -1,6 +1,6 @@
-"""Plot test accuracy against megabytes sent, as measured; one line a run.
+"""Plot test accuracy against megabytes sent, as measured, or against rounds; one line a run.
 
-python analysis/accuracy_vs_bytes.py RUN [RUN ...] -o OUT.png [--direction up]
+python analysis/accuracy_vs_bytes.py RUN [RUN ...] -o OUT.png [--direction up] [--rounds]
 
 RUN is the folder of a run or a ledger. Runs in which no round was tested are left out, with a warning. Runs of the same
 algorithm are told apart by the settings in which they differ.
@@ -57,8 +57,15 @@ class UntestedError(Exception):
     """A run has no test to draw."""
 
 
+ROUNDS = "rounds"
+"""In place of a direction: rounds done so far."""
+
+
 class Curve(NamedTuple):
-    """A run's tests: label, MB sent so far (num_tests,), accuracy in percent (num_tests,); settings by dotted key."""
+    """A run's tests: label, MB sent so far (num_tests,), accuracy in percent (num_tests,); settings by dotted key.
+
+    Against rounds, `sent_mb` are the rounds done so far.
+    """
 
     label: str
     sent_mb: np.ndarray[Any, Any]
@@ -75,10 +82,13 @@ def read_curve(path: Path, direction: str = "both") -> Curve:
     tested = ~np.isnan(rounds["test_accuracy"])
     if not tested.any():
         raise UntestedError(f"{path}: no round was tested; {why_untested(config, status, len(tested))}")
-    sent_nbytes = np.sum([rounds[column] for column in DIRECTIONS[direction][1]], axis=0)
+    if direction == ROUNDS:
+        so_far = rounds["round_idx"] + 1.0
+    else:
+        so_far = np.sum([rounds[column] for column in DIRECTIONS[direction][1]], axis=0) / 1e6
     label = config.get("algorithm", {}).get("name", path.stem)
     settings, done = dict(flat_settings(config)), status == "done"
-    return Curve(label, sent_nbytes[tested] / 1e6, 100 * rounds["test_accuracy"][tested], settings, done)
+    return Curve(label, so_far[tested], 100 * rounds["test_accuracy"][tested], settings, done)
 
 
 def why_untested(config: Mapping[str, Any], status: str, num_rounds: int) -> str:
@@ -164,14 +174,15 @@ def plot(curves: Sequence[Curve], out: Path, direction: str = "both") -> None:
             **gaps(curves, i),
         )
     ends = [curve.sent_mb[-1] for curve in curves]
-    if max(ends) > LOG_RATIO * min(ends) > 0:
+    if direction != ROUNDS and max(ends) > LOG_RATIO * min(ends) > 0:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.set_xlim(left=0)
-    axes.set_xlabel(f"{DIRECTIONS[direction][0]} (MB = 10$^6$ bytes, measured)")
+    sent = "rounds" if direction == ROUNDS else f"{DIRECTIONS[direction][0]} (MB = 10$^6$ bytes, measured)"
+    axes.set_xlabel(sent)
     axes.set_ylabel("test accuracy (%)")
     axes.grid(color="0.9", linewidth=0.8)
     # Above the axes, where labels of any length cover no curve.
@@ -188,8 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("ledgers", nargs="+", type=ledger_path, metavar="RUN", help="folder of a run, or its ledger")
     parser.add_argument("-o", "--out", type=picture_path, required=True, metavar="OUT", help="picture: png, pdf, svg")
     parser.add_argument("--direction", choices=DIRECTIONS, default="both", help="whose bytes (default: %(default)s)")
+    parser.add_argument("--rounds", action="store_true", help="against rounds in place of bytes")
     args = parser.parse_args(argv)
-    return run(lambda: plot(read_curves(args.ledgers, args.direction), args.out, args.direction))
+    against = ROUNDS if args.rounds else args.direction
+    return run(lambda: plot(read_curves(args.ledgers, against), args.out, against))
 
 
 if __name__ == "__main__":

@@ -271,3 +271,11 @@ def test_scripts_import_the_ledgers_reader_and_nothing_else_of_fedmpi():
     imports = [line for line in lines if "import" in line and "fedmpi" in line]
     assert imports
     assert all(line.startswith("from fedmpi.ledger.reader import ") for line in imports)
+
+
+def test_against_rounds(script, tmp_path):
+    runs = [write(tmp_path / name / "ledger.h5", name, nbytes) for name, nbytes in (("fedavg", 10**6), ("ecofed", 10))]
+    curve = script.read_curve(runs[0], script.ROUNDS)
+    assert curve.sent_mb.tolist() == [1, 3, 5, 7, 9, 11]
+    assert script.main([*map(str, runs), "-o", str(tmp_path / "rounds.png"), "--rounds"]) == 0
+    assert (tmp_path / "rounds.png").stat().st_size > 5000
