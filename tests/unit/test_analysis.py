@@ -266,11 +266,12 @@ def test_no_partition_to_plot(partition_script, tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-def test_scripts_import_the_ledgers_reader_and_nothing_else_of_fedmpi():
+def test_scripts_import_the_ledgers_reader_and_the_time_model_and_nothing_else_of_fedmpi():
     lines = [line.strip() for path in FOLDER.glob("*.py") for line in path.read_text().splitlines()]
     imports = [line for line in lines if "import" in line and "fedmpi" in line]
     assert imports
-    assert all(line.startswith("from fedmpi.ledger.reader import ") for line in imports)
+    allowed = ("from fedmpi.ledger.reader import ", "from fedmpi.netmodel import ")
+    assert all(line.startswith(allowed) for line in imports)
 
 
 def test_against_rounds(script, tmp_path):
