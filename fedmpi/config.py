@@ -231,6 +231,11 @@ class PlacementConfig(Section):
     """Devices, threads and node-local folders."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where one is visible")
+    server_device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="where rank 0 computes beside workers, if its algorithm does, as in split learning; cuda shares "
+        "the GPU that fewest workers have",
+    )
     clients_per_gpu: int = Field(
         1, ge=1, description="workers, each playing one client at a time, that may share a GPU"
     )

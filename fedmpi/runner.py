@@ -125,9 +125,10 @@ def _serve(
         ledger.set_partition(setup.partition.sizes, counts)
         if comm.size == 1:
             _start_player(rank, setup, members, cleanup)
+        device = _use_device(members.places[0].device, rank)
         progress = Progress(console, config.rounds, config.participation.clients_per_round)
         domains = [_domain(config, members, r) for r in range(comm.size)]
-        server = Server(rank, setup, domains, ledger, Listeners([progress]), torch.device(members.places[0].device))
+        server = Server(rank, setup, domains, ledger, Listeners([progress]), device)
         try:
             totals = server.run(lambda: bool(stop))
         finally:
@@ -178,11 +179,9 @@ def _work(
     return 0
 
 
-def _start_player(rank: Rank, setup: Setup, members: Membership, cleanup: contextlib.ExitStack) -> None:
-    place = members.places[rank.comm.rank]
-    torch.set_num_threads(place.threads)
-    keep_freed_memory()
-    device = torch.device(place.device)
+def _use_device(name: str, rank: Rank) -> torch.device:
+    """Make a device this rank's; a GPU computes deterministically from now on, and buffers for it are pinned."""
+    device = torch.device(name)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.cuda.set_device(device)
@@ -190,6 +189,14 @@ def _start_player(rank: Rank, setup: Setup, members: Membership, cleanup: contex
             pool.allocate_with(pinned_memory)
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+    return device
+
+
+def _start_player(rank: Rank, setup: Setup, members: Membership, cleanup: contextlib.ExitStack) -> None:
+    place = members.places[rank.comm.rank]
+    torch.set_num_threads(place.threads)
+    keep_freed_memory()
+    device = _use_device(place.device, rank)
     folder = state_folder(setup.config.placement.state_dir, rank.comm.rank, members.token)
     store = ClientStateStore(folder, rank.comm.pool)
     cleanup.callback(store.close)

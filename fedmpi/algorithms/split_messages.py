@@ -19,7 +19,7 @@ from fedmpi.algorithms.base import AlgorithmConfig
 from fedmpi.compress.quantize import Levels, levels_for, quantize
 from fedmpi.config import RunConfig
 from fedmpi.data.shapes import ImageShape
-from fedmpi.errors import ConfigError
+from fedmpi.errors import ConfigError, NonFiniteError
 from fedmpi.flat import Layout, layout_of
 from fedmpi.models.operations import SplitOperations, count_split_operations
 from fedmpi.models.spec import ModelSpec
@@ -221,18 +221,18 @@ def from_stored(value: Dense, shape: tuple[int, ...], device: torch.device) -> T
 def encode_activations(batch: Tensor, config: SplitConfig) -> Message:
     """Return a batch as the message that the configuration asks for.
 
-    Raises
-    ------
-    NonFiniteError
-        If it is to be quantized and holds NaN or infinity.
+    What holds NaN or infinity cannot be rounded and goes as it is, for the server to find; ``server.nonfinite`` says
+    what becomes of it.
     """
+    batch = batch.detach()
     if config.bits is None:
-        return Activations(numbers=as_stored(batch.detach()))
+        return Activations(numbers=as_stored(batch))
     levels: Levels = "symmetric" if config.quantizer == "released" else levels_for(batch)
-    flat = batch.detach()
-    if flat.ndim == 2:
-        flat = flat[:, :, None, None]
-    return QuantizedActivations(symbols=quantize(flat, config.bits, levels).value())
+    try:
+        rounded = quantize(batch if batch.ndim == 4 else batch[:, :, None, None], config.bits, levels)
+    except NonFiniteError:
+        return Activations(numbers=as_stored(batch))
+    return QuantizedActivations(symbols=rounded.value())
 
 
 def decode_activations(message: Message, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -102,7 +102,7 @@ class Place:
 
 
 def gather_facts(rank: int, bell: str, config_id: str, *, is_worker: bool) -> RankFacts:
-    """Return the facts of this process; the GPUs are looked at only by a worker."""
+    """Return the facts of this process; the GPUs are looked at only by a worker, or a server that is to have one."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     gpus = []
     for i in range(torch.cuda.device_count() if is_worker else 0):
@@ -153,7 +153,10 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
         users = {uuid: 0 for fact in workers for _, uuid in fact.gpus}
         for local_rank, fact in enumerate(local):
             is_worker = fact in workers
-            device, name, uuid = _device(fact, users, config) if is_worker else _CPU
+            if is_worker:
+                device, name, uuid = _device(fact, users, config)
+            else:
+                device, name, uuid = _server_device(fact, len(workers), config)
             threads = max(1, len(cores) // len(local)) if config.threads == "auto" else config.threads
             role = "both" if len(facts) == 1 else "worker" if fact.rank else "server"
             own_cores = _ranges(fact.cores)
@@ -205,6 +208,20 @@ def _device(fact: RankFacts, users: dict[str, int], config: PlacementConfig) -> 
     name, uuid = fact.gpus[gpu]
     users[uuid] += 1
     return f"cuda:{gpu}", name, uuid
+
+
+def _server_device(fact: RankFacts, num_local_workers: int, config: PlacementConfig) -> tuple[str, str, str]:
+    """Return device, name and UUID for a server beside workers, which counts in no limit on sharing."""
+    if config.server_device == "cpu":
+        return _CPU
+    if not fact.gpus:
+        raise PlacementError(
+            f"placement.server_device=cuda, but rank {fact.rank} on {fact.host} sees no GPU (CUDA_VISIBLE_DEVICES: "
+            f"{fact.visible}); placement.server_device=cpu runs without"
+        )
+    # Workers are dealt the GPUs in turn, from the first: the next one has fewest of them.
+    gpu = num_local_workers % len(fact.gpus)
+    return (f"cuda:{gpu}", *fact.gpus[gpu])
 
 
 def _check_shared(host: str, users: dict[str, int], clients_per_gpu: int) -> None:

@@ -77,7 +77,8 @@ def join(
     bell = getattr(comm, "bell", None)
     config_id = hashlib.sha256(describe(config).encode()).hexdigest()[:16] if config is not None else ""
     is_worker = comm.rank > 0 or comm.size == 1
-    own = gather_facts(comm.rank, bell.address if bell else "", config_id, is_worker=is_worker)
+    needs_gpu = is_worker or (config is not None and config.placement.server_device == "cuda")
+    own = gather_facts(comm.rank, bell.address if bell else "", config_id, is_worker=needs_gpu)
     if problem is not None:
         own = replace(own, problem=str(problem), problem_status=problem.exit_status)
     if comm.rank == 0:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from support import ALGORITHMS, digests, run_here, small_config, write_config
 from torch import Tensor
 
@@ -332,13 +334,82 @@ def test_a_buffer_that_cannot_hold_one_client(tmp_path: Path, here: Here) -> Non
     assert status == 2 and "algorithm.replay_nbytes must hold one client's upload at least" in errors
 
 
-def test_activations_that_are_not_finite(tmp_path: Path, here: Here) -> None:
-    for algorithm in ({"name": "ecofed"}, {"name": "splitfed"}):
-        changes = {"train": {"lr": 1e30, "batch_size": 12}, "algorithm": algorithm, "rounds": 3, "model": PLAIN}
-        config = write_config(tmp_path, **{**COMMON, **changes})
-        status, _, errors = here("run", config, "-o", tmp_path / "out", "--overwrite")
-        if algorithm["name"] == "splitfed":
-            assert status != 0 and "NaN or infinity" in errors
+@pytest.mark.parametrize("bits", [None, 8])
+def test_activations_that_are_not_finite(tmp_path: Path, here: Here, bits: int | None) -> None:
+    """A client that diverges in its turn stops the run in words, or is left out."""
+    train = {"lr": 1e30, "batch_size": 12, "momentum": 0}
+    changes = {"train": train, "algorithm": {"name": "splitfed", "bits": bits}, "model": PLAIN}
+    config = write_config(tmp_path, **{**COMMON, **changes})
+    status, _, errors = here("run", config, "-o", tmp_path / "out")
+    assert status == 5 and "its message 'activation-float' holds NaN or infinity in numbers" in errors
+    drop = ["server.nonfinite=drop", "rounds=2"]
+    status, _, errors = here("run", config, *drop, "-o", tmp_path / "out", "--overwrite")
+    assert status == 0, errors
+    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
+        assert set(ledger.faults["fault"].tolist()) == {"nonfinite"} and len(ledger.faults["fault"]) == 6
+
+
+def pretrain(folder: Path, here: Here, data: dict[str, Any]) -> Path:
+    """Pre-train the network in two epochs; return the file."""
+    sections = {"seed": 5, "data": data, "model": NET, "pretrain": {"epochs": 2, "batch_size": 30}}
+    (folder / "pre.yaml").write_text(yaml.safe_dump(sections))
+    status, _, errors = here("pretrain", folder / "pre.yaml", "-o", folder / "pre.safetensors", "--overwrite")
+    assert status == 0, errors
+    return folder / "pre.safetensors"
+
+
+OTHER = {"name": "synthetic", "synthetic": {**DATA["synthetic"], "num_classes": 7, "noise": 30.0}}
+
+
+def test_ecofed_with_a_pretrained_device_part(tmp_path: Path, here: Here) -> None:
+    """Invariant 1 with a file: it is sent once to each client, and nothing of it ever changes."""
+    file = pretrain(tmp_path, here, OTHER)
+    out = go(tmp_path, "out", algorithm=ALL["ecofed"], model={**NET, "pretrained": str(file)}, rounds=6)
+    tensors, found = load_file(file), final(out)
+    for name in (name for name in found if name[0] in "01"):
+        assert np.array_equal(found[name], tensors[name].numpy()), name
+    assert found["3.1.weight"].shape == (10, 16)  # the file's classifier has seven classes
+    init = messages(out, kind="init")
+    assert set(init["payload_nbytes"].tolist()) == {init["payload_nbytes"][0]}
+    assert init["payload_nbytes"][0] >= 4 * NUM_DEVICE + 4 * 2 * (4 + 6) + 2 * 8
+    with Ledger(out / "ledger.h5") as ledger:
+        assert ledger.attrs["pretrained_source"].startswith("synthetic")
+        assert len(ledger.attrs["pretrained_hash"]) == 64
+    # The others start from it, too.
+    one = {"model": {**NET, "pretrained": str(file)}, "participation": {"clients_per_round": 1}}
+    whole = digests(go(tmp_path, "whole", algorithm={"name": "fedavg"}, **one))[0]
+    assert digests(go(tmp_path, "split", algorithm=ALL["v1"], **one))[0] == whole
+
+
+def test_a_file_from_the_very_same_data_is_pointed_out(tmp_path: Path, here: Here) -> None:
+    file = pretrain(tmp_path, here, DATA)
+    model = {**NET, "pretrained": str(file)}
+    config = write_config(tmp_path, **{**COMMON, "seed": 5, "algorithm": ALL["ecofed"], "model": model})
+    status, output, _ = here("run", config, "-o", tmp_path / "out")
+    assert status == 0 and "was trained on the very samples of this run, not on others" in output
+    assert "first 2 units of the network from" in output
+
+
+def test_files_that_do_not_fit(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "text.safetensors").write_text("no weights")
+    torch.save({"0.0.weight": torch.zeros(4, 1, 3, 3)}, tmp_path / "few.pt")
+    shapes = {name: torch.zeros(2) for name in ("0.0.weight", "0.0.bias")}
+    torch.save(shapes, tmp_path / "shapes.pt")
+    for file, changes, status, words in (
+        ("none.pt", {}, 3, "none.pt"),
+        ("text.safetensors", {}, 3, "text.safetensors"),
+        ("few.pt", {"pretrained_units": 1}, 2, "0.0.bias"),
+        ("shapes.pt", {"pretrained_units": 1}, 2, "0.0.weight"),
+        ("few.pt", {"pretrained_units": 9}, 2, "model.pretrained_units must be from 1 to 4"),
+    ):
+        model = {**NET, "pretrained": str(tmp_path / file), **changes}
+        config = write_config(tmp_path, **{**COMMON, "algorithm": ALL["ecofed"], "model": model})
+        found, _, errors = here("run", config, "-o", tmp_path / "out")
+        assert (found, words in errors) == (status, True), errors
+    mean = {"name": "resnet18", "width": 8, "pretrained": str(tmp_path / "few.pt")}
+    config = write_config(tmp_path, **{**COMMON, "algorithm": {"name": "fedavg"}, "model": mean})
+    status, _, errors = here("run", config, "-o", tmp_path / "out")
+    assert status == 2 and "only a sequence of layers can be split" in errors
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -132,6 +132,17 @@ def test_the_server_needs_no_gpu() -> None:
     assert [p.device for p in places] == ["cpu", "cuda:0"]
 
 
+def test_a_server_that_computes_shares_the_least_used_gpu() -> None:
+    config = PlacementConfig(server_device="cuda", clients_per_gpu=2)
+    for hosts, wanted in (("aaa", "cuda:2"), ("aaaa", "cuda:0"), ("ab", "cuda:0")):
+        places, _ = place(facts(hosts, gpus=("H200 GPU-a", "H200 GPU-b", "H200 GPU-c")), config)
+        assert (places[0].role, places[0].device) == ("server", wanted)
+    assert place(facts("aa", gpus=("H200 GPU-a",)), PlacementConfig(server_device="cuda"))[0][0].device == "cuda:0"
+    words = "placement.server_device=cuda, but rank 0 on a sees no GPU"
+    with pytest.raises(PlacementError, match=words):
+        place_ranks(facts("aa"), PlacementConfig(device="cpu", server_device="cuda"))
+
+
 def test_threads_as_asked() -> None:
     places, warnings = place(facts("aaa"), PlacementConfig(device="cpu", threads=4))
     assert {p.threads for p in places} == {4}

@@ -353,6 +353,41 @@ def test_a_client_that_leaves_messages_unread() -> None:
     refused("^client 5 ended its turn after 1 of 2 messages$", play.done, 1)
 
 
+def test_a_client_that_is_ready_is_served_while_another_is_not() -> None:
+    def talk(round_idx: int, client_id: int) -> Conversation:
+        yield task(0)
+        for number in range(1, 4):
+            yield Answer
+            yield task(number)
+        return Answer
+
+    play = Play(talk)
+    play.start()
+    play.start(client_id=6)
+    for step in range(3):  # client 5 says nothing meanwhile
+        play.up(answer(), step, client_id=6)
+        assert (play.got[-1].envelope.client_id, play.down().number) == (6, step + 1)
+    play.up(answer())
+    assert (play.got[-1].envelope.client_id, play.down().number) == (5, 1)
+
+
+def test_how_many_messages_were_taken_is_told_in_time() -> None:
+    def stream(round_idx: int, client_id: int) -> Conversation:
+        yield task()
+        for _ in range(7):
+            yield Answer
+        return Answer
+
+    play = Play(stream)
+    told: list[int] = []
+    play.rank.handlers[Topic.TAKEN] = lambda packet: told.append(packet.envelope.step)
+    play.start()
+    for step in range(7):
+        play.up(answer(), step)
+    assert told == [4]  # half of the eight that may wait
+    assert Play(exchange).rank.handlers.get(Topic.TAKEN) is None
+
+
 def test_a_client_that_says_too_much() -> None:
     play = Play()
     play.start()
