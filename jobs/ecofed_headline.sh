@@ -5,18 +5,20 @@
 jobs=$(dirname "$0")
 set=$jobs/configs/ecofed
 # The first round would else send seeds in place of weights. Symbols as they are, a byte each, are what papers count.
+result=0
 few="participation.clients_per_round=1 evaluate.every=0 server.initial_model=full ledger.save_model=false"
 for model in vgg11 resnet9; do
     # shellcheck disable=SC2086  # several words
     python "$jobs/run_set.py" -o "runs/ecofed_headline/$model" "$set/paper_ecofed.yaml" $few rounds=4 \
-        model.name=$model wire.quantized=packed "$@"
+        model.name=$model wire.quantized=packed "$@" || result=1
     for method in splitfed lgl fedgkt fedavg; do
         python "$jobs/run_set.py" -o "runs/ecofed_headline/$model" "$set/paper_$method.yaml" $few rounds=1 \
-            model.name=$model "$@"
+            model.name=$model "$@" || result=1
     done
 done
 # What entropy coding adds, and fewer bits.
 for bits in 8 4 2; do
     python "$jobs/run_set.py" -o "runs/ecofed_headline/vgg11-bits$bits" "$set/paper_ecofed.yaml" $few rounds=2 \
-        algorithm.bits=$bits "$@"
+        algorithm.bits=$bits "$@" || result=1
 done
+exit $result

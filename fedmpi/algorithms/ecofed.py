@@ -50,11 +50,13 @@ from fedmpi.algorithms.split_messages import (
     labels_of,
     message_types,
     split_sizes,
+    split_warnings,
 )
 from fedmpi.algorithms.split_server import Bench, SplitServer
 from fedmpi.config import RunConfig
 from fedmpi.data.shard import Shard
-from fedmpi.errors import ProtocolError
+from fedmpi.errors import ConfigError, ProtocolError
+from fedmpi.models.initial import InitialModel
 from fedmpi.models.spec import ModelSpec
 from fedmpi.rng import ANY, stream
 from fedmpi.wire import frame as framing
@@ -154,6 +156,7 @@ class EcoFedServer(SplitServer):
         self._period = config.adaptive_periods[0] if config.period == "adaptive" else config.period
         self._next_update = 0
         self._tests: list[tuple[int, float]] = []
+        self._is_update = False
         self._replayed: dict[int, int] = {}  # client of the cohort: client of the buffer
         self._starts = {update: RoundStart(update=int(update)) for update in (False, True)}
 
@@ -161,7 +164,9 @@ class EcoFedServer(SplitServer):
         super().begin_round(round_idx, cohort)
         self._starts = {update: RoundStart(update=int(update)) for update in (False, True)}
         self._replayed = {}
-        if round_idx < self._next_update and self._buffered:
+        self._is_update = bool(cohort)
+        if cohort and round_idx < self._next_update and self._buffered:
+            self._is_update = False
             rng = stream(self.ctx.seed, round_idx, ANY, "replay")
             replace = len(self._buffered) < len(cohort)
             drawn = rng.choice(self._buffered, len(cohort), replace=replace).tolist()
@@ -258,12 +263,11 @@ class EcoFedServer(SplitServer):
         state_D, ints = self._frozen
         self.cut.device.put(state_D, self.model.state_S)
         self.model.ints_I[self.cut.device.ints] = ints
-        is_update = not self._replayed
-        if is_update:
+        if self._is_update:
             self._next_update = round_idx + self._period
         self._buffered = self.buffer.clients()
         return {
-            "is_update": float(is_update),
+            "is_update": float(self._is_update),
             "period": float(self._period),
             "replay_clients": float(len(self.buffer)),
             "replay_nbytes": float(self.buffer.nbytes),
@@ -292,6 +296,7 @@ class EcoFedServer(SplitServer):
         state = self.shared_state()
         state["test_rounds"] = torch.tensor([at for at, _ in self._tests], dtype=torch.int64)
         state["test_accuracies"] = torch.tensor([accuracy for _, accuracy in self._tests], dtype=torch.float64)
+        state["by_age"] = torch.tensor(self.buffer.by_age(), dtype=torch.int64)
         for client_id in self.buffer.clients():
             upload = self.buffer.get(client_id)
             state[f"frames.{client_id}"] = torch.from_numpy(np.array(upload.frames))
@@ -309,7 +314,11 @@ class EcoFedServer(SplitServer):
         rounds, accuracies = state.get("test_rounds"), state.get("test_accuracies")
         if isinstance(rounds, Tensor) and isinstance(accuracies, Tensor):
             self._tests = list(zip(rounds.tolist(), accuracies.tolist(), strict=True))
-        for client_id in self._buffered:
+        by_age = state.get("by_age")
+        if isinstance(by_age, Tensor):
+            for client_id in self.buffer.clients():
+                self.buffer.drop(client_id)
+        for client_id in by_age.tolist() if isinstance(by_age, Tensor) else ():
             frames, lengths = state.get(f"frames.{client_id}"), state.get(f"lengths.{client_id}")
             if isinstance(frames, Tensor) and isinstance(lengths, Tensor):
                 self.buffer.put(client_id, Upload(frames.numpy().copy(), lengths.numpy().copy()))
@@ -370,6 +379,9 @@ class EcoFedClient(SplitClient):
             return encode_activations(a_BCHW, self.config)
         owed = self.client_state["owed"]
         wanted = a_BCHW + owed[positions_B].view(a_BCHW.shape).to(a_BCHW.device)
+        if bool(a_BCHW.amin() >= 0):
+            # Behind a ReLU: signed levels would be twice as coarse for the sake of debts that are no activations.
+            wanted = wanted.clamp_(min=0)
         sent = encode_activations(wanted, self.config)
         lost = wanted - decode_activations(sent, tuple(a_BCHW.shape[1:]), a_BCHW.device)
         owed[positions_B] = lost.reshape(len(lost), -1).cpu()
@@ -398,6 +410,25 @@ def message_classes(config: AlgorithmConfig) -> tuple[type[Message], ...]:
     return DeviceInit, DeviceInitSeed, RoundStart, TurnLabels, message_types(config)
 
 
+def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> list[str]:
+    """Return warnings about settings; raises ConfigError for those that cannot be."""
+    assert isinstance(config, EcoFedConfig)
+    warnings = split_warnings(config)
+    if config.period == "adaptive" and not run.evaluate.every:
+        raise ConfigError("algorithm.period=adaptive goes by tests: evaluate.every must be 1 or more, got 0")
+    if config.replay_dir is not None and not config.replay_dir.is_dir():
+        raise ConfigError(f"algorithm.replay_dir must be a folder, got {config.replay_dir}")
+    if config.error_feedback and config.bits is None:
+        warnings.append("algorithm.error_feedback does nothing with algorithm.bits=null")
+    model = run.model.model_dump()
+    taken = model.get("pretrained_units", 2)
+    if model.get("pretrained") is not None and taken < config.point:
+        warnings.append(
+            f"algorithm.point={config.point} freezes units that model.pretrained_units={taken} leaves as drawn"
+        )
+    return warnings
+
+
 ALGORITHM = Algorithm(
     "ecofed",
     EcoFedConfig,
@@ -405,5 +436,6 @@ ALGORITHM = Algorithm(
     EcoFedClient,
     model_sizes=ecofed_sizes,
     messages=message_classes,
+    check=check,
     rounds_alike=False,
 )

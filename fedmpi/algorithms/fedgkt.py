@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -59,13 +60,15 @@ from fedmpi.algorithms.split_messages import (
     encode_activations,
     labels_of,
     message_types,
+    split_warnings,
 )
 from fedmpi.algorithms.split_server import Bench, Criterion
 from fedmpi.config import RunConfig
 from fedmpi.data.shard import Batches, Shard
+from fedmpi.models.initial import InitialModel
 from fedmpi.models.spec import ModelSpec
 from fedmpi.rng import ANY, stream
-from fedmpi.train.local import LocalStats
+from fedmpi.train.local import LocalStats, seed_torch
 from fedmpi.train.optimizer import make_step
 from fedmpi.wire import frame as framing
 from fedmpi.wire.message import Message, counts, dense, message
@@ -191,8 +194,15 @@ class OriginalServer(AuxiliaryServer):
         self._device_ints, self._total = None, 0
 
     def first_message(self, round_idx: int) -> Message:
-        # A client begins with the initial device part whenever it first takes part.
-        return super().first_message(0)
+        # A client begins with the initial device part whenever it first takes part: no other ever leaves a client.
+        initial, part = self.ctx.initial, self.cut.device
+        if self.ctx.send_seed:
+            return DeviceSeedDown(init_seed=initial.init_seed, state_hash=initial.state_hash)
+        return DeviceDown(
+            int_buffers=dense_ints(initial.ints_I[part.ints]),
+            state=Dense.of(part.take(initial.state_S)),
+            auxiliary=Dense.of(self.auxiliary_A),
+        )
 
     def converse(self, round_idx: int, client_id: int) -> Conversation:
         logits = self._logits.get(client_id)
@@ -324,7 +334,7 @@ class FedGktClient(AuxiliaryClient):
         else:
             self._go_on(client_id, shard, channel)
         self._train(round_idx, client_id, shard)
-        batches = self._in_order(client_id, shard, 1)
+        batches = self._in_order(client_id, shard, 1, self.rng(round_idx, client_id, "sent augmentation"))
         channel.send(labels_of(batches.labels(), self.num_classes))
         for (x_BCHW, _), positions_B in zip(batches, batches.positions(), strict=True):
             with torch.no_grad():
@@ -360,7 +370,7 @@ class FedGktClient(AuxiliaryClient):
         state["has_teacher"].fill_(down.has_logits)
         if down.has_logits:
             # In the order of the batches that they answer, which is that of every round.
-            order_N = torch.cat(list(self._in_order(client_id, shard, 1).positions()))
+            order_N = torch.cat(list(self._in_order(client_id, shard, 1, None).positions()))
             state["teacher"][order_N] = channel.recv(TurnLogits).numbers.tensor().view(len(order_N), -1)
 
     def _train(self, round_idx: int, client_id: int, shard: Shard) -> None:
@@ -368,7 +378,9 @@ class FedGktClient(AuxiliaryClient):
         if self.ctx.dry_run:
             return
         cfg, state = self.ctx.train_config, self.client_state
-        batches = self._in_order(client_id, shard, cfg.local_epochs)
+        rng = self.rng(round_idx, client_id, "batches")
+        seed_torch(self.device.device, int(rng.integers(2**63)))
+        batches = self._in_order(client_id, shard, cfg.local_epochs, rng)
         parts = self.device, self.head
         steps = [make_step(part, cfg) for part in parts]
         has_teacher = bool(state["has_teacher"])
@@ -391,10 +403,13 @@ class FedGktClient(AuxiliaryClient):
             self.ctx.progress()
         self.ctx.stats.append(LocalStats(num_steps, num_samples, loss_sum.item() / max(1, num_samples)))
 
-    def _in_order(self, client_id: int, shard: Shard, num_epochs: int) -> Batches:
-        """Return batches in an order that is the client's own and the same in all rounds."""
-        rng = stream(self.ctx.seed, ANY, client_id, "batches")
-        return shard.plan(self.ctx.train_config.batch_size, num_epochs, rng)
+    def _in_order(self, client_id: int, shard: Shard, num_epochs: int, chance: np.random.Generator | None) -> Batches:
+        """Return batches in an order that is the client's own and the same in all rounds.
+
+        `chance` decides what augmentation makes of the samples, anew each time; None where only the order counts.
+        """
+        order = stream(self.ctx.seed, ANY, client_id, "batches")
+        return shard.plan(self.ctx.train_config.batch_size, num_epochs, order, chance)
 
 
 def fedgkt_sizes(config: AlgorithmConfig, spec: ModelSpec, run: RunConfig) -> Mapping[str, int]:
@@ -411,6 +426,21 @@ def message_classes(config: AlgorithmConfig) -> tuple[type[Message], ...]:
     return (*common, LogitsDown, DeviceUp)
 
 
+def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> list[str]:
+    """Return warnings about settings."""
+    assert isinstance(config, FedGktConfig)
+    warnings = split_warnings(config)
+    if config.variant == "averaged" and config.server_epochs != 1:
+        warnings.append("algorithm.server_epochs does nothing with algorithm.variant=averaged")
+    return warnings
+
+
 ALGORITHM = Algorithm(
-    "fedgkt", FedGktConfig, make_server, FedGktClient, model_sizes=fedgkt_sizes, messages=message_classes
+    "fedgkt",
+    FedGktConfig,
+    make_server,
+    FedGktClient,
+    model_sizes=fedgkt_sizes,
+    messages=message_classes,
+    check=check,
 )

@@ -29,9 +29,12 @@ from fedmpi.algorithms.split_messages import (
     encode_activations,
     labels_of,
     message_types,
+    split_warnings,
 )
 from fedmpi.algorithms.split_server import Bench
+from fedmpi.config import RunConfig
 from fedmpi.data.shard import Shard
+from fedmpi.models.initial import InitialModel
 from fedmpi.train.optimizer import make_step
 from fedmpi.wire.message import Message
 
@@ -75,4 +78,12 @@ def message_classes(config: AlgorithmConfig) -> tuple[type[Message], ...]:
     return DeviceSeedDown, DeviceDown, TurnLabels, message_types(config), DeviceUp
 
 
-ALGORITHM = Algorithm("lgl", SplitConfig, LglServer, LglClient, model_sizes=auxiliary_sizes, messages=message_classes)
+def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> list[str]:
+    """Return warnings about settings."""
+    assert isinstance(config, SplitConfig)
+    return split_warnings(config)
+
+
+ALGORITHM = Algorithm(
+    "lgl", SplitConfig, LglServer, LglClient, model_sizes=auxiliary_sizes, messages=message_classes, check=check
+)

@@ -82,6 +82,10 @@ class ReplayBuffer:
         """Return whose uploads are here, in ascending order."""
         return sorted(self._kept)
 
+    def by_age(self) -> list[int]:
+        """Return whose uploads are here, the oldest first."""
+        return list(self._kept)
+
     def put(self, client_id: int, upload: Upload) -> None:
         """Keep an upload in place of the client's last.
 
@@ -119,7 +123,7 @@ class ReplayBuffer:
             If its bytes are not those that were kept.
         """
         kept = self._kept[client_id]
-        frames = kept.frames if kept.frames is not None else np.memmap(self._path(client_id), np.uint8, mode="r")
+        frames = kept.frames if kept.frames is not None else np.memmap(self._path(client_id), np.uint8, mode="c")
         upload = Upload(np.asarray(frames), kept.lengths)
         if upload.digest != kept.digest:
             raise ProtocolError(

@@ -254,3 +254,10 @@ def labels_of(labels_N: Tensor, num_classes: int) -> TurnLabels:
 def message_types(config: SplitConfig) -> type[Message]:
     """Return the class of the messages that carry activations."""
     return Activations if config.bits is None else QuantizedActivations
+
+
+def split_warnings(config: SplitConfig) -> list[str]:
+    """Return warnings about settings that do nothing."""
+    if config.bits is None and config.quantizer != "exact":
+        return ["algorithm.quantizer does nothing with algorithm.bits=null"]
+    return []

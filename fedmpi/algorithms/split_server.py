@@ -35,7 +35,7 @@ from fedmpi.flat import FlatModel
 from fedmpi.models.split import split
 from fedmpi.parts import FlatPart
 from fedmpi.rng import stream_seed
-from fedmpi.train.local import LocalStats, seed_torch
+from fedmpi.train.local import LocalStats, random_state, seed_torch, set_random_state
 from fedmpi.train.optimizer import make_step
 from fedmpi.wire.message import Message
 from fedmpi.wire.values import Dense
@@ -64,13 +64,16 @@ class Bench:
         self._step: Callable[[], None] = lambda: None
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=ctx.device)
         self._num_steps = self._num_samples = 0
-        self._random_state = torch.get_rng_state()
+        self._random_state = random_state(ctx.device)
 
     def begin(self, model: GlobalModel, torch_seed: int) -> None:
         """Start from a whole network, with a fresh optimizer; the seed is that of dropout and the like."""
         self.model.load(model.state_S, model.ints_I)
+        # The state is put back: a client may be training on this rank.
+        others = random_state(self.model.device)
         seed_torch(self.model.device, torch_seed)
-        self._random_state = torch.get_rng_state()
+        self._random_state = random_state(self.model.device)
+        set_random_state(self.model.device, others)
         self.model.module.train()
         self._step = make_step(self.server, self._config)
         self._loss_sum.zero_()
@@ -91,14 +94,19 @@ class Bench:
         if wants_gradient:
             a_BCHW = a_BCHW.detach().requires_grad_()
         # Other conversations train between two batches of this one: neither draws the other's random numbers.
-        torch.set_rng_state(self._random_state)
+        device = self.model.device
+        others = random_state(device)
+        set_random_state(device, self._random_state)
         self.server.grads_P.zero_()
         logits = self.server.module(a_BCHW)
         loss = criterion(logits, y_B)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._random_state = torch.get_rng_state()
+        self._random_state = random_state(device)
+        set_random_state(device, others)
         self._step()
-        self._loss_sum.add_(loss.detach(), alpha=y_B.numel())
+        # Of the labels alone, as clients count it.
+        data_loss = loss if criterion is F.cross_entropy else F.cross_entropy(logits.detach(), y_B)
+        self._loss_sum.add_(data_loss.detach(), alpha=y_B.numel())
         self._num_steps += 1
         self._num_samples += y_B.numel()
         return logits.detach(), a_BCHW.grad

@@ -37,9 +37,12 @@ from fedmpi.algorithms.split_messages import (
     labels_of,
     message_types,
     split_sizes,
+    split_warnings,
 )
 from fedmpi.algorithms.split_server import Bench, SplitServer
+from fedmpi.config import RunConfig
 from fedmpi.data.shard import Shard
+from fedmpi.models.initial import InitialModel
 from fedmpi.train.optimizer import make_step
 from fedmpi.wire.message import Message
 
@@ -112,6 +115,15 @@ def message_classes(config: AlgorithmConfig) -> tuple[type[Message], ...]:
     return DeviceSeedDown, DeviceDown, TurnLabels, message_types(config), Gradients, DeviceUp
 
 
+def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> list[str]:
+    """Return warnings about settings."""
+    assert isinstance(config, SplitFedConfig)
+    warnings = split_warnings(config)
+    if config.version == 2 and run.server.host != "rank0":
+        warnings.append(f"algorithm.version=2 holds its conversations on rank 0, not server.host={run.server.host}")
+    return warnings
+
+
 ALGORITHM = Algorithm(
     "splitfed",
     SplitFedConfig,
@@ -119,4 +131,5 @@ ALGORITHM = Algorithm(
     SplitFedClient,
     model_sizes=split_sizes,
     messages=message_classes,
+    check=check,
 )

@@ -220,12 +220,21 @@ class Shard:
         for _ in range(num_epochs):
             yield from self.plan(batch_size, 1, rng)
 
-    def plan(self, batch_size: int, num_epochs: int, rng: np.random.Generator) -> Batches:
-        """Settle which samples `batches` would yield, without gathering them yet."""
+    def plan(
+        self,
+        batch_size: int,
+        num_epochs: int,
+        rng: np.random.Generator,
+        chance: np.random.Generator | None = None,
+    ) -> Batches:
+        """Settle which samples `batches` would yield, without gathering them yet.
+
+        With `chance`, that decides crops and flips, and `rng` the order alone.
+        """
         epochs = []
         for _ in range(num_epochs):
             positions_N = torch.from_numpy(rng.permutation(self.num_samples))
-            epochs.append((positions_N, self.data.draw(self.num_samples, rng)))
+            epochs.append((positions_N, self.data.draw(self.num_samples, chance or rng)))
         return Batches(self.data, torch.from_numpy(self._index_N), batch_size, epochs)
 
 

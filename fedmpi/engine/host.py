@@ -189,6 +189,19 @@ class Host:
             return None
         return message
 
+    def _check_result(self, hosted: _Hosted, result: Message) -> None:
+        """Find what has diverged on the server's side, which no message of the client's shows."""
+        field = result.nonfinite_field()
+        if field is None:
+            return
+        if not self._drop_nonfinite:
+            raise NonFiniteError(
+                f"client {hosted.client_id} on rank {hosted.player}, round {hosted.round_idx}: what the server trained "
+                f"for it holds NaN or infinity in {field}. A smaller train.lr or train.clip_norm may help; "
+                "server.nonfinite=drop leaves such clients out"
+            )
+        self._drop(hosted, "nonfinite")
+
     def _drop(self, hosted: _Hosted, fault: str) -> None:
         """End a conversation without a result; its player is told, and what has been sent keeps its rows."""
         hosted.generator.close()
@@ -228,6 +241,8 @@ class Host:
                 start = Envelope(Topic.START, False, hosted.round_idx, hosted.client_id, 0, state_version)
                 self._rank.send(hosted.player, start)
             if hosted.ended:
+                if hosted.message is not None:
+                    self._check_result(hosted, hosted.message)
                 return
             if isinstance(action, Message):
                 self._send(hosted, action, state_version)

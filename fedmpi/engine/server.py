@@ -103,9 +103,11 @@ class Server:
         finally:
             # If something has failed, what is known of the last rounds is kept, untested.
             self._evaluation = None
-            self._log_arrived()
-            self._emit_rounds()
-            self._algorithm.close()
+            try:
+                self._log_arrived()
+                self._emit_rounds()
+            finally:
+                self._algorithm.close()
         model = self._algorithm.global_model()
         state, ints = model.state_S.cpu().numpy(), model.ints_I.cpu().numpy()
         if self._setup.config.ledger.save_model:

@@ -124,3 +124,15 @@ def seed_torch(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> tuple[Tensor, ...]:
+    """Return the states of torch's own generators, of the CPU and of `device`."""
+    return (torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else []))
+
+
+def set_random_state(device: torch.device, state: tuple[Tensor, ...]) -> None:
+    """Take over a `random_state`."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)

@@ -81,7 +81,15 @@ def test_grey_images_for_a_network_of_colour_images(folder: Path, here: Callable
 
 def test_ctrl_c_ends_it_and_leaves_no_file(folder: Path) -> None:
     command = [sys.executable, "-m", "fedmpi", "pretrain", "pre.yaml", "pretrain.epochs=10000", "-o", "w.safetensors"]
-    process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell's background jobs, and what they start, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
     assert process.stdout is not None
     try:
         end = time.monotonic() + 60
