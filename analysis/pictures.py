@@ -20,6 +20,8 @@ EXIT_OUTPUT = 6
 # Okabe and Ito's colours, which also the colour-blind tell apart; the markers do so in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP*X"
+# Settings that name a file: in which folder it lay tells no runs apart, and is nobody else's.
+FILES = ("model.weights", "model.pretrained")
 # Sections of a configuration whose settings are the first to tell runs apart.
 SECTIONS = ("algorithm", "wire", "partition", "model", "train", "participation")
 
@@ -47,10 +49,12 @@ def picture_path(text: str) -> Path:
 
 
 def flat_settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a configuration by their dotted keys."""
+    """Yield the settings of a configuration by their dotted keys; of a file of weights its name alone."""
     for key, value in section.items():
         if isinstance(value, Mapping):
             yield from flat_settings(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" in FILES and isinstance(value, str):
+            yield f"{prefix}{key}", Path(value).name
         else:
             yield f"{prefix}{key}", value
 

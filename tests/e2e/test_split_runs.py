@@ -14,14 +14,21 @@ from safetensors.torch import load_file
 from support import ALGORITHMS, digests, run_here, small_config, write_config
 from torch import Tensor
 
-from fedmpi.algorithms.ecofed import EcoFedConfig, EcoFedServer
+from fedmpi.algorithms.ecofed import EcoFedClient, EcoFedConfig, EcoFedServer
 from fedmpi.algorithms.fedavg import FedAvgClient
+from fedmpi.algorithms.replay import ReplayBuffer
 from fedmpi.algorithms.split_client import SplitClient
+from fedmpi.algorithms.split_messages import Cut, QuantizedActivations, decode_activations
 from fedmpi.comm.local import LocalCommunicator
+from fedmpi.config import NamedSection
+from fedmpi.data.shapes import ImageShape
 from fedmpi.data.shard import Shard, device_data
+from fedmpi.engine import host, server, worker
 from fedmpi.engine.setup import prepare, resolve
 from fedmpi.ledger.check import Check
 from fedmpi.ledger.reader import Ledger
+from fedmpi.models import registry as models
+from fedmpi.models.spec import ModelSpec
 from fedmpi.rng import stream
 
 pytestmark = pytest.mark.usefixtures("launches")
@@ -228,6 +235,130 @@ def test_in_a_replay_round_no_client_computes_and_nothing_goes_up(
     sent = set(ups["client_id"][ups["round_idx"] == 3].tolist())
     for client in kept[2]:
         assert (kept[3][client] != kept[2][client]) == (client in sent)
+
+
+def test_what_is_replayed_is_what_was_received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 4: byte for byte, labels first, at every replay until the client sends again."""
+    received: dict[tuple[int, int], list[bytes]] = {}
+    replays: list[tuple[int, int, bytes]] = []
+    decode, get = host.decode_up, ReplayBuffer.get
+
+    def decoded(rank: Any, arrived: Any, expected: Any, schema: Any, key: tuple[int, int, int]) -> Any:
+        received.setdefault(key[:2], []).append(arrived.body.tobytes())
+        return decode(rank, arrived, expected, schema, key)
+
+    monkeypatch.setattr(host, "decode_up", decoded)
+    replay = EcoFedServer._replay
+
+    def replayed(self: EcoFedServer, round_idx: int, client_id: int) -> Any:
+        source = self._replayed[client_id]
+        replays.append((round_idx, source, get(self.buffer, source).frames.tobytes()))
+        return replay(self, round_idx, client_id)
+
+    monkeypatch.setattr(EcoFedServer, "_replay", replayed)
+    out = go(tmp_path, "out", algorithm={"name": "ecofed", "period": 3}, rounds=7)
+    assert len(replays) == 4 * 3 and rounds(out)["replay_clients"][-1] > 3
+    for round_idx, source, frames in replays:
+        newest = max(at for at, client in received if client == source and at < round_idx)
+        assert frames == b"".join(received[newest, source])
+
+
+def test_a_round_without_clients_is_no_update(tmp_path: Path) -> None:
+    participation = {"clients_per_round": 3, "availability": 0.15}
+    out = go(tmp_path, "out", algorithm={"name": "ecofed", "period": 2}, participation=participation, rounds=12)
+    found = rounds(out)
+    empty = found["num_clients"] == 0
+    assert empty.any() and not found["is_update"][empty].any() and found["is_update"].any()
+
+
+def test_error_feedback_pays_its_debts() -> None:
+    """What is sent of the same activations again and again is right in the mean, and never rounded to signed levels."""
+    client = EcoFedClient.__new__(EcoFedClient)
+    a = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).clamp_(min=0)
+    for bits in (2, 4, 8):
+        client.eco = client.config = EcoFedConfig(name="ecofed", bits=bits, error_feedback=True)
+        client.client_state = {"owed": torch.zeros(9, 75)}
+        sent = []
+        for _ in range(20):
+            message = client._message(a, torch.tensor([2, 0, 7, 5]))
+            assert isinstance(message, QuantizedActivations) and message.symbols.symbols.dtype == np.uint8
+            sent.append(decode_activations(message, (3, 5, 5), torch.device("cpu")))
+        first, mean = (float((one - a).abs().mean()) for one in (sent[0], torch.stack(sent).mean(0)))
+        assert mean < 0.25 * first
+        assert not client.client_state["owed"][[1, 3, 4, 6, 8]].any()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_half_that_is_stored_goes_on_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    halves: list[Any] = []
+    started = worker.make_server_half
+
+    def kept(*args: Any) -> Any:
+        halves.append(started(*args))
+        return halves[-1]
+
+    monkeypatch.setattr(server, "make_server_half", kept)
+    monkeypatch.setattr("fedmpi.algorithms.ecofed.EcoFedServer.close", lambda self: None)
+    go(tmp_path, "out", algorithm=ALL[name])
+    half = halves[0]
+    state = half.state_dict()
+    other = type(half)(getattr(half, "eco", getattr(half, "gkt", half.config)), half.ctx)
+    other.load_state_dict(state)
+    again = other.state_dict()
+    assert list(again) == list(state)
+    for key, value in state.items():
+        assert torch.equal(again[key], value) if isinstance(value, Tensor) else again[key] == value, key
+    other.load_state_dict(state)  # over what it holds
+    if name == "ecofed":
+        assert other.buffer.by_age() == half.buffer.by_age() and other.buffer.nbytes == half.buffer.nbytes
+
+
+def test_a_late_client_of_fedgkts_original_begins_with_the_initial_part(tmp_path: Path) -> None:
+    """Whether that is sent or its seed, the models are the same."""
+    runs = [
+        go(tmp_path, how, algorithm=ALL["original"], server={"initial_model": how}, rounds=5)
+        for how in ("seed", "full")
+    ]
+    assert digests(runs[0])[0] == digests(runs[1])[0]
+
+
+def test_what_diverges_on_the_server_is_found(tmp_path: Path, here: Here) -> None:
+    train = {"lr": 1e18, "batch_size": 12, "momentum": 0}
+    config = write_config(tmp_path, **{**COMMON, "train": train, "algorithm": {"name": "ecofed"}, "model": PLAIN})
+    status, _, errors = here("run", config, "-o", tmp_path / "out")
+    assert status == 5 and "what the server trained for it holds NaN or infinity in state" in errors
+    status, _, errors = here("run", config, "server.nonfinite=drop", "-o", tmp_path / "out", "--overwrite")
+    assert status == 0, errors
+    with Ledger(tmp_path / "out" / "ledger.h5") as ledger:
+        assert set(ledger.faults["fault"].tolist()) == {"nonfinite"} and len(ledger.faults["fault"]) > 8
+
+
+def test_the_published_ratios_follow_from_the_whole_network() -> None:
+    """Invariant 7: 134.4 and 16.28, the payload of a client and round of 500 samples, with 64 bits a label."""
+    spec = ModelSpec(models.resolve(NamedSection(name="vgg11")), ImageShape(32, 32, 3), 10)
+    cut, n = Cut(spec, 2), 500
+    whole, device = cut.layout.num_params, cut.device.layout.num_params
+    ecofed = (n * (cut.numel + 8) + 4 * n / 10) / 2
+    assert 8 * whole / ecofed == pytest.approx(134.4, rel=1e-3)
+    assert (8 * device + n * (8 * cut.numel + 8)) / ecofed == pytest.approx(16.28, rel=1e-3)
+
+
+def test_settings_that_do_nothing_are_pointed_out(tmp_path: Path, here: Here) -> None:
+    for algorithm, words in (
+        ({"name": "splitfed", "quantizer": "released"}, "algorithm.quantizer does nothing"),
+        ({"name": "fedgkt", "server_epochs": 3}, "algorithm.server_epochs does nothing"),
+        ({"name": "ecofed", "bits": None, "error_feedback": True}, "algorithm.error_feedback does nothing"),
+    ):
+        config = write_config(tmp_path, **{**COMMON, "algorithm": algorithm, "rounds": 1})
+        status, output, _ = here("run", config, "-o", tmp_path / "out", "--overwrite")
+        assert status == 0 and words in output
+    for algorithm, words in (
+        ({"name": "ecofed", "period": "adaptive"}, "evaluate.every must be 1 or more, got 0"),
+        ({"name": "ecofed", "replay_dir": str(tmp_path / "none")}, "algorithm.replay_dir must be a folder"),
+    ):
+        config = write_config(tmp_path, **{**COMMON, "algorithm": algorithm, "rounds": 1})
+        status, _, errors = here("run", config, "-o", tmp_path / "out", "--overwrite")
+        assert status == 2 and words in errors
 
 
 def test_ecofed_in_float_every_round_is_fedavg_with_a_frozen_device_part(

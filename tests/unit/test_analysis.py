@@ -280,3 +280,9 @@ def test_against_rounds(script, tmp_path):
     assert curve.sent_mb.tolist() == [1, 3, 5, 7, 9, 11]
     assert script.main([*map(str, runs), "-o", str(tmp_path / "rounds.png"), "--rounds"]) == 0
     assert (tmp_path / "rounds.png").stat().st_size > 5000
+
+
+def test_of_a_file_of_weights_the_name_is_told(script):
+    settings = {"model": {"name": "vgg11", "pretrained": "/home/me/fashion.safetensors", "weights": None}}
+    flat = dict(script.flat_settings(settings))
+    assert flat == {"model.name": "vgg11", "model.pretrained": "fashion.safetensors", "model.weights": None}
