@@ -136,7 +136,8 @@ def test_the_seed_decides_the_weights() -> None:
 def test_the_resolved_configuration_names_the_settings_and_reads_back() -> None:
     config = config_of("Net", width=32)
     assert config.model_dump() == {
-        "name": "own.py:Net", "weights": None, "width": 32, "slope": 1.0, "hidden": (3, 4), "tags": []
+        "name": "own.py:Net", "weights": None, "pretrained": None, "pretrained_units": 2,
+        "width": 32, "slope": 1.0, "hidden": (3, 4), "tags": []
     }  # fmt: skip
     text = describe(config)
     assert "width: 32  # default: 8\n" in text
