@@ -218,6 +218,8 @@ def _accuracy(model: FlatModel, data: DeviceData, num_labels: int) -> float:
 def _metadata(config: PretrainRunConfig, dataset: Dataset) -> dict[str, str]:
     """Return what is known before the training; in place of paths stand hashes of what they lead to."""
     weights: Path | None = getattr(config.model, "weights", None)
+    # Of files, what they held is told by its hash; where they lay concerns nobody.
+    settings = config.model.model_dump(mode="json", exclude={"weights", "pretrained", "pretrained_units"})
     data = config.data.model_dump(mode="json", exclude={"root"})
     shape = dataset.shape
     size = f"{shape.height}x{shape.width}x{shape.channels}" if isinstance(shape, ImageShape) else str(shape.length)
@@ -231,7 +233,7 @@ def _metadata(config: PretrainRunConfig, dataset: Dataset) -> dict[str, str]:
         "mean": json.dumps(dataset.mean),
         "std": json.dumps(dataset.std),
         "model_name": config.model.name,
-        "model": json.dumps(config.model.model_dump(mode="json", exclude={"weights"}), sort_keys=True),
+        "model": json.dumps(settings, sort_keys=True),
         "initial_weights": describe(weights, key="model.weights").hash if weights is not None else "none",
         "pretrain": json.dumps(config.pretrain.model_dump(mode="json"), sort_keys=True),
         "epochs": str(config.pretrain.epochs),

@@ -216,7 +216,7 @@ def test_export_needs_no_format_and_twice_says_how(tmp_path: Path, capsys: pytes
     first, *paths, last = capsys.readouterr().err.splitlines()
     assert "--overwrite" in first and "-o FOLDER" in first
     assert paths == [f"  {run / 'csv' / name}.csv" for name in ("messages", "rounds", "faults")]
-    assert last == "  and 4 more"
+    assert last == "  and 5 more"
     assert cli.main(["export", str(run), "--table", "mesages"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("fedmpi: error: --table: expected one of messages, ")
