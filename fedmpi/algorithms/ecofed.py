@@ -64,7 +64,7 @@ from fedmpi.wire.message import Message, Schema, counts, dense, message
 from fedmpi.wire.values import Counts, Dense
 
 _MOST_FRAMES_NBYTES = 2**40
-_MOST_FRAMES = 2**31 - 1
+_MOST_FRAMES = 2**20
 _RECENT_ROUNDS = 40
 """How far back the accuracy is compared to (the authors' code)."""
 

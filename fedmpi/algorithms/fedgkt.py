@@ -74,7 +74,7 @@ from fedmpi.wire import frame as framing
 from fedmpi.wire.message import Message, counts, dense, message
 from fedmpi.wire.values import Counts, Dense
 
-_MOST = 2**40
+_MOST, _MOST_FRAMES = 2**40, 2**20
 
 
 class FedGktConfig(SplitConfig):
@@ -121,7 +121,7 @@ class FedGktResult(Message):
     int_buffers: Dense | None = dense("device_ints", dtype="int64")
     state: Dense = dense("device_state")
     frames: Dense = dense("most", dtype="uint8", at_most=True)
-    lengths: Counts = counts("most", at_most=True)
+    lengths: Counts = counts("num_frames", at_most=True)
 
 
 def distillation(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
@@ -414,7 +414,7 @@ class FedGktClient(AuxiliaryClient):
 
 def fedgkt_sizes(config: AlgorithmConfig, spec: ModelSpec, run: RunConfig) -> Mapping[str, int]:
     """Return the sizes that FedGKT's messages name."""
-    return {**auxiliary_sizes(config, spec, run), "most": _MOST}
+    return {**auxiliary_sizes(config, spec, run), "most": _MOST, "num_frames": _MOST_FRAMES}
 
 
 def message_classes(config: AlgorithmConfig) -> tuple[type[Message], ...]:

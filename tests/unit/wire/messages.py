@@ -472,14 +472,15 @@ CUT = Schema(
         "width": 2,
         "classes": 10,
         "logits": 20,
-        "turn_labels": 2**31 - 1,
-        "most": 2**40,
+        "turn_labels": 64,
+        "most": 64,
+        "num_frames": 8,
     },
     0x5EED,
 )
 
 
-WHOLE = Schema({**SMALL.sizes, "auxiliary": 3, "frames": 2**40, "num_frames": 2**31 - 1}, SMALL.layout_id)
+WHOLE = Schema({**SMALL.sizes, "auxiliary": 3, "frames": 64, "num_frames": 8}, SMALL.layout_id)
 
 
 def _split() -> Iterator[tuple[str, Golden]]:
