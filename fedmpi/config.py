@@ -197,7 +197,7 @@ class ServerConfig(Section):
     initial_model: Literal["auto", "seed", "full"] = Field(
         "auto",
         description="what the first round's downlink carries: the seed of the initial model, or the model. auto: the "
-        "seed, but the model where model.weights gives it",
+        "seed, but the model where model.weights or model.pretrained gives numbers of it",
     )
     host: Literal["rank0", "player", "peer"] = Field(
         "rank0",
