@@ -102,8 +102,8 @@ def prepare(config: RunConfig) -> Setup:
     initial = initial_model(model_config, dataset.shape, dataset.num_classes, init_seed)
     if initial.from_file and config.server.initial_model == "seed":
         raise ConfigError(
-            "server.initial_model must be auto or full with model.weights or model.pretrained, whose numbers no seed stands "
-            "for, got 'seed'"
+            "server.initial_model must be auto or full with model.weights or model.pretrained, whose numbers no seed "
+            "stands for, got 'seed'"
         )
     spec = ModelSpec(model_config, dataset.shape, dataset.num_classes)
     schema = replace(algorithm.schema(algorithm_config, initial.layout, spec, config), wire=config.wire)
