@@ -15,7 +15,6 @@ wait for the server.
 
 from __future__ import annotations
 
-from torch import Tensor
 from torch.nn import functional as F
 
 from fedmpi.algorithms.auxiliary import AuxiliaryClient, AuxiliaryServer, auxiliary_sizes
@@ -31,21 +30,11 @@ from fedmpi.algorithms.split_messages import (
     message_types,
     split_warnings,
 )
-from fedmpi.algorithms.split_server import Bench
 from fedmpi.config import RunConfig
 from fedmpi.data.shard import Shard
 from fedmpi.models.initial import InitialModel
 from fedmpi.train.optimizer import make_step
 from fedmpi.wire.message import Message
-
-
-class LglServer(AuxiliaryServer):
-    """Trains its part and answers nothing."""
-
-    def answer(self, bench: Bench, a_BCHW: Tensor, y_B: Tensor) -> Message | None:
-        if not self.ctx.dry_run:
-            bench.train(a_BCHW, y_B)
-        return None
 
 
 class LglClient(AuxiliaryClient):
@@ -85,5 +74,5 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
 
 
 ALGORITHM = Algorithm(
-    "lgl", SplitConfig, LglServer, LglClient, model_sizes=auxiliary_sizes, messages=message_classes, check=check
+    "lgl", SplitConfig, AuxiliaryServer, LglClient, model_sizes=auxiliary_sizes, messages=message_classes, check=check
 )

@@ -187,8 +187,10 @@ class SplitServer(ServerHalf):
             return bench.result(len(y_N), up)
 
     def answer(self, bench: Bench, a_BCHW: Tensor, y_B: Tensor) -> Message | None:
-        """Train on one batch and return what the client is told of it, None for nothing."""
-        raise NotImplementedError
+        """Train on one batch and return what the client is told of it: nothing here."""
+        if not self.ctx.dry_run:
+            bench.train(a_BCHW, y_B)
+        return None
 
     def count_steps(self, num_samples: int) -> None:
         """Count the operations of training on so many samples, for the round's virtual time."""
