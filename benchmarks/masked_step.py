@@ -1,10 +1,11 @@
 """What a mask costs in a local step: training under a mask against the same training without one, in turn.
 
-    python benchmarks/masked_step.py [--model cifar10net] [--repeats 15]
+    python benchmarks/masked_step.py [--model cifar10net] [--device cpu] [--repeats 15]
 
 Both train one client of 40 images, batches of 32 and 8, as `fedmpi.train.local` does it for every algorithm, on one
-thread. CPU time of the thread, so that others on the machine disturb little; medians. The third figure is FedDST's
-readjustment, which one turn in some fifteen rounds has: a gradient of one batch, and the choice of weights.
+thread. Medians; on a CPU the CPU time of the thread, so that others on the machine disturb little, on a GPU the time
+until it has finished. The third figure is FedDST's readjustment, which one turn in some fifteen rounds has: a gradient
+of one batch, and the choice of weights.
 """
 
 from __future__ import annotations
@@ -34,20 +35,30 @@ CONFIG = TrainConfig(local_epochs=5, batch_size=32, lr=0.01, momentum=0.9, weigh
 NUM_STEPS = 10
 
 
+def clock(device: torch.device) -> float:
+    """Return the seconds that this thread has computed; on a GPU those on the wall, once it has finished."""
+    if device.type == "cpu":
+        return time.thread_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", choices=SHAPES, default="cifar10net")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu, or cuda:0 for the first GPU")
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    device: torch.device = arguments.device
     shape = SHAPES[arguments.model]
     section = resolve(NamedSection(name=arguments.model))
     warm_up(section)
-    model = FlatModel(build_model(section, shape, 10, 0))
+    model = FlatModel(build_model(section, shape, 10, 0), device)
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, *shape), np.uint8), rng.integers(0, 10, 40)
     dataset = Dataset("noise", images, labels, images, labels, 10, (0.5,) * shape.channels, (0.3,) * shape.channels)
-    shard = Shard(DeviceImages(images, labels, dataset, torch.device("cpu")), np.arange(40))
+    shard = Shard(DeviceImages(images, labels, dataset, device), np.arange(40))
     space = MaskSpace(model.layout)
     counts = layer_counts(space.weights, 0.2, "erk")
     start_P = model.params_P.clone()
@@ -57,16 +68,16 @@ def main() -> None:
     for repeat in range(arguments.repeats + 2):  # the first two warm up
         for name, keeper in keepers.items():
             model.params_P.copy_(start_P)
-            began = time.thread_time()
+            began = clock(device)
             train_local(model, shard, CONFIG, rng=stream(0, repeat, 0, "batches"), after_step=keeper)
-            times[name].append((time.thread_time() - began) / NUM_STEPS)
+            times[name].append((clock(device) - began) / NUM_STEPS)
         model.params_P.copy_(start_P).mul_(mask_P)
         x, y = next(shard.batches(32, 1, stream(0, repeat, 0, "batches")))
-        began = time.thread_time()
+        began = clock(device)
         model.grads_P.zero_()
         F.cross_entropy(model.module(x), y).backward()  # type: ignore[no-untyped-call]
         readjust(space, model.params_P, model.grads_P, mask_P, counts, 0.01)
-        times["readjust"].append(time.thread_time() - began)
+        times["readjust"].append(clock(device) - began)
     median = {name: statistics.median(values[2:]) * 1e3 for name, values in times.items()}
     ratios = sorted(b / a for a, b in zip(times["dense"][2:], times["masked"][2:], strict=True))
     print(f"{arguments.model}: {median['dense']:.2f} ms a step dense, {median['masked']:.2f} masked")
