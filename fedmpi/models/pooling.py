@@ -1,4 +1,4 @@
-"""Maximum pooling that is the same bits in every run, and with ReLU behind it; 3x3 at stride 1 has kernels on the CPU.
+"""Maximum pooling followed by ReLU; windows of 3x3 pixels at stride 1 have kernels of their own on the CPU.
 
 torch's maximum over channels-last images of few channels takes longer than the convolution before it. The kernels give
 the same bits, forward and backward, in a fifth of the time.
@@ -20,22 +20,6 @@ _MIN_BATCH = 3
 before rank 0 has compiled the kernels for all."""
 
 
-class MaxPool(nn.MaxPool2d):
-    """``max_pool2d`` whose gradient is summed in one order, on a GPU too.
-
-    Where windows overlap, torch's backward over channels-last images on a GPU promises no order; over plain ones
-    each pixel collects its windows' gradients itself.
-    """
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return the pooled images; on a GPU they are plain (channels first) in memory if windows overlap."""
-        size, stride = self.kernel_size, self.stride
-        assert isinstance(size, int) and isinstance(stride, int)
-        overlaps = x_BCHW.device.type == "cuda" and stride < size
-        pooled_BCHW: Tensor = super().forward(x_BCHW.contiguous() if overlaps else x_BCHW)
-        return pooled_BCHW
-
-
 class PoolReLU(nn.Module):
     """``relu(max_pool2d(x, size, stride))``.
 
@@ -47,7 +31,7 @@ class PoolReLU(nn.Module):
 
     def __init__(self, size: int, stride: int) -> None:
         super().__init__()
-        self.pool = MaxPool(size, stride)
+        self.pool = nn.MaxPool2d(size, stride)
         self._has_kernels = (size, stride) == (_SIDE, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from fedmpi.data.shapes import ImageShape
 from fedmpi.errors import ConfigError
-from fedmpi.models.pooling import MaxPool
 from fedmpi.models.registry import ModelConfig, register
 
 
@@ -58,7 +57,7 @@ class ResNet18(nn.Module):
             self.pool: nn.Module = nn.Identity()
         else:
             self.conv1 = nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
-            self.pool = MaxPool(3, 2, padding=1)
+            self.pool = nn.MaxPool2d(3, 2, padding=1)
         self.norm1 = nn.GroupNorm(groups, width)
         blocks, before = [], width
         for stage in range(4):

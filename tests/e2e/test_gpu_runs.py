@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from support import digests, run_here, run_ranks, small_config, write_config
-from torch import nn
+from torch.nn import functional as F
 
 from fedmpi.comm.local import LocalCommunicator
 from fedmpi.ledger.check import Check
 from fedmpi.ledger.reader import Ledger
-from fedmpi.models.pooling import MaxPool
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -85,13 +84,12 @@ def test_a_run_is_the_same_on_ranks_that_share_the_gpu(tmp_path: Path, name: str
 
 
 def test_the_gradient_of_pooling_is_the_same_again() -> None:
-    """Pixels under several windows sum their gradients in one order."""
+    """Pixels under several windows sum their gradients in one order, as torch does it: nothing promises that."""
     x = torch.randn(32, 64, 30, 30, generator=torch.Generator().manual_seed(0)).relu().cuda()
     found = []
     for _ in range(20):
         leaf = x.contiguous(memory_format=torch.channels_last).detach().requires_grad_()
-        out = MaxPool(3, 1)(leaf)
-        assert torch.equal(out, nn.functional.max_pool2d(x, 3, 1))
+        out = F.max_pool2d(leaf, 3, 1)
         (out * out.detach().sin()).sum().backward()
         found.append(leaf.grad)
     assert all(torch.equal(found[0], grad) for grad in found)
