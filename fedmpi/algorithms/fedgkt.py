@@ -59,6 +59,7 @@ from fedmpi.algorithms.split_messages import (
     decode_activations,
     encode_activations,
     labels_of,
+    logits_of,
     message_types,
     split_warnings,
 )
@@ -154,7 +155,7 @@ class AveragedServer(AuxiliaryServer):
                 self.count_steps(len(y_B))
                 message = yield LogitsUp
                 assert isinstance(message, LogitsUp)
-                teacher_BK = message.numbers.tensor().to(self.ctx.device).view(len(y_B), -1)
+                teacher_BK = logits_of(message.numbers, len(y_B), self.cut.num_classes).to(self.ctx.device)
                 logits_BK = teacher_BK
                 if not self.ctx.dry_run:
                     logits_BK, _ = bench.train(a_BCHW, y_B, criterion=server_loss(self.gkt, teacher_BK))
@@ -275,7 +276,7 @@ class OriginalServer(AuxiliaryServer):
             position += len(y_B)
             if trains:
                 self.count_steps(len(y_B))
-            teacher_BK = logits_up.numbers.tensor().to(self.ctx.device).view(len(y_B), -1)
+            teacher_BK = logits_of(logits_up.numbers, len(y_B), self.cut.num_classes).to(self.ctx.device)
             if self.ctx.dry_run:
                 found.append(teacher_BK)
             elif trains:
@@ -344,8 +345,8 @@ class FedGktClient(AuxiliaryClient):
             channel.send(encode_activations(a_BCHW, self.config))
             channel.send(LogitsUp(numbers=Dense.of(logits_BK.reshape(-1))))
             if self.gkt.variant == "averaged":
-                answer = channel.recv(LogitsDown).numbers.tensor()
-                self.client_state["teacher"][positions_B] = answer.view(len(positions_B), -1)
+                answer = channel.recv(LogitsDown).numbers
+                self.client_state["teacher"][positions_B] = logits_of(answer, len(positions_B), self.num_classes)
                 self.client_state["has_teacher"].fill_(1)
         if self.gkt.variant == "averaged":
             channel.send(self.uplink())
@@ -371,7 +372,7 @@ class FedGktClient(AuxiliaryClient):
         if down.has_logits:
             # In the order of the batches that they answer, which is that of every round.
             order_N = torch.cat(list(self._in_order(client_id, shard, 1, None).positions()))
-            state["teacher"][order_N] = channel.recv(TurnLogits).numbers.tensor().view(len(order_N), -1)
+            state["teacher"][order_N] = logits_of(channel.recv(TurnLogits).numbers, len(order_N), self.num_classes)
 
     def _train(self, round_idx: int, client_id: int, shard: Shard) -> None:
         """Train the device's part and the head on the labels and, where there are any, the server's logits."""

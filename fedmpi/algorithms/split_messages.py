@@ -19,7 +19,7 @@ from fedmpi.algorithms.base import AlgorithmConfig
 from fedmpi.compress.quantize import Levels, levels_for, quantize
 from fedmpi.config import RunConfig
 from fedmpi.data.shapes import ImageShape
-from fedmpi.errors import ConfigError, NonFiniteError
+from fedmpi.errors import ConfigError, NonFiniteError, ProtocolError
 from fedmpi.flat import Layout, layout_of
 from fedmpi.models.operations import SplitOperations, count_split_operations
 from fedmpi.models.spec import ModelSpec
@@ -209,7 +209,15 @@ def as_stored(batch: Tensor) -> Dense:
 
 
 def from_stored(value: Dense, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the batch that `as_stored` made a value of; `shape` is a sample's."""
+    """Return the batch that `as_stored` made a value of; `shape` is a sample's.
+
+    Raises
+    ------
+    ProtocolError
+        If its numbers are no whole number of samples.
+    """
+    if value.numel % math.prod(shape):
+        raise ProtocolError(f"a batch of {value.numel} numbers came, where a sample has {math.prod(shape)}")
     # A copy, at an address that torch chooses: kernels may round otherwise where numbers are not aligned to vectors.
     numbers = value.tensor().to(device, copy=True)
     if len(shape) == 3:
@@ -236,14 +244,33 @@ def encode_activations(batch: Tensor, config: SplitConfig) -> Message:
 
 
 def decode_activations(message: Message, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the batch that a message carries, (B, C, H, W) with channels last in memory, or (B, F)."""
+    """Return the batch that a message carries, (B, C, H, W) with channels last in memory, or (B, F).
+
+    Raises
+    ------
+    ProtocolError
+        If it is no batch of samples of this shape.
+    """
     if isinstance(message, Activations):
         return from_stored(message.numbers, shape, device)
     assert isinstance(message, QuantizedActivations)
+    wanted, found = (*shape, 1, 1)[:3], message.symbols.symbols.shape
+    if found[1:] != wanted:
+        raise ProtocolError(f"activations of shape {found} came, where a sample's are {wanted}")
     batch = message.symbols.dequantize().to(device)
     if len(shape) == 1:
         return batch.view(-1, *shape)
     return batch.contiguous(memory_format=torch.channels_last)
+
+
+def logits_of(value: Dense, num_samples: int, num_classes: int) -> Tensor:
+    """Return the logits that a message carries, (num_samples, num_classes); raises ProtocolError for another number."""
+    if value.numel != num_samples * num_classes:
+        raise ProtocolError(
+            f"{value.numel} logits came, where {num_samples} samples of {num_classes} classes have "
+            f"{num_samples * num_classes}"
+        )
+    return value.tensor().view(num_samples, num_classes)
 
 
 def labels_of(labels_N: Tensor, num_classes: int) -> TurnLabels:

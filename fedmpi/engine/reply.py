@@ -16,6 +16,7 @@ from fedmpi.ledger.schema import MessageRow
 from fedmpi.train.local import LocalStats
 from fedmpi.wire import frame as framing
 from fedmpi.wire.message import Message, Schema
+from fedmpi.wire.values import Dense
 
 FAULTS = ("", "dropout", "nonfinite")
 """Why a conversation has no result: it has one; the client was lost; it sent NaN or infinity."""
@@ -127,7 +128,8 @@ class Reply:
         """Memory that the reply holds while it waits."""
         if self.waiting is not None:
             return int(self.waiting.body.size)
-        return sum(8 * value.numel for value in self.message.values()) if self.message is not None else 0
+        values = self.message.values() if self.message is not None else ()
+        return sum(value.array.nbytes if isinstance(value, Dense) else 8 * value.numel for value in values)
 
     def result(self, rank: Rank, schema: Schema) -> Message:
         """Return the result, decoded now if it waited encoded; its row is then among `rows`.

@@ -19,11 +19,14 @@ from fedmpi.algorithms.split_messages import (
     decode_activations,
     encode_activations,
     from_stored,
+    logits_of,
 )
 from fedmpi.config import NamedSection
 from fedmpi.data.shapes import ImageShape
+from fedmpi.errors import ProtocolError
 from fedmpi.models.registry import resolve
 from fedmpi.models.spec import ModelSpec
+from fedmpi.wire.values import Dense
 
 CPU = torch.device("cpu")
 
@@ -97,6 +100,17 @@ def test_activations_that_are_not_finite_are_not_rounded(value: float) -> None:
     a[1, 2, 3, 0] = value
     message = encode_activations(a, config(bits=8))
     assert isinstance(message, Activations) and message.nonfinite_field() == "numbers"
+
+
+def test_what_is_no_whole_number_of_samples_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="a batch of 95 numbers came, where a sample has 96"):
+        from_stored(Dense(np.zeros(95, np.float32)), (6, 4, 4), CPU)
+    message = encode_activations(batch(2, 6, 4, 4), config(bits=8))
+    with pytest.raises(ProtocolError, match=r"activations of shape \(2, 6, 4, 4\) came, .* \(6, 4, 5\)"):
+        decode_activations(message, (6, 4, 5), CPU)
+    with pytest.raises(ProtocolError, match="19 logits came, where 2 samples of 10 classes have 20"):
+        logits_of(Dense(np.zeros(19, np.float32)), 2, 10)
+    assert logits_of(Dense(np.arange(6, dtype=np.float32)), 2, 3).tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_what_is_known_of_a_cut() -> None:
