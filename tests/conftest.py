@@ -90,7 +90,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     folder = Path(tempfile.mkdtemp(prefix="verdicts."))
     node = f"{pyfuncitem.path}::{pyfuncitem.nodeid.split('::', 1)[1]}"
     arguments = ["-X", "faulthandler", "-m", "pytest", "-q", "-x", "-s", "--no-header", "-p", "no:cacheprovider"]
-    arguments += ["-o", f"faulthandler_timeout={max(1, timeout - 3)}", f"--rootdir={pyfuncitem.config.rootpath}", node]
+    arguments += ["-o", f"faulthandler_timeout={max(1, timeout - 3)}", f"--rootdir={pyfuncitem.config.rootpath}"]
+    arguments += ["-m", "", node]  # a slow test is no less wanted on its ranks
     env = {VERDICTS: str(folder), **marker.kwargs.get("env", {})}
     outcome = run_ranks(num_ranks, arguments, timeout=timeout, env=env)
     problems = [] if outcome.status is not None else [f"not over after {timeout} s"]

@@ -61,6 +61,17 @@ class GlobalModel:
     state_S: Tensor
     ints_I: Tensor
 
+    def state_dict(self) -> StateDict:
+        """Return both vectors by name, as a server half that keeps nothing else does."""
+        return {"state": self.state_S, "int_buffers": self.ints_I}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Take over a `state_dict`, in place."""
+        for key, target in self.state_dict().items():
+            source = state[key]
+            assert isinstance(source, Tensor) and isinstance(target, Tensor)
+            target.copy_(source)
+
 
 @dataclass(frozen=True)
 class ServerContext:

@@ -81,13 +81,10 @@ class FedAvgServer(ExchangeServer):
         return self.model
 
     def state_dict(self) -> StateDict:
-        return {"state": self.model.state_S, "int_buffers": self.model.ints_I}
+        return self.model.state_dict()
 
     def load_state_dict(self, state: StateDict) -> None:
-        for target, key in ((self.model.state_S, "state"), (self.model.ints_I, "int_buffers")):
-            source = state[key]
-            assert isinstance(source, Tensor)
-            target.copy_(source)
+        self.model.load_state_dict(state)
 
 
 class FedAvgClient(ExchangeClient):

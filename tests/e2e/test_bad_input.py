@@ -466,10 +466,8 @@ def test_too_few_ranks(tmp_path: Path, here: Here) -> None:
 
 def test_an_error_on_several_ranks_is_said_once_and_quietly(tmp_path: Path) -> None:
     for overrides, status in (
-        (["data.name=imagenet"], 2),
         (["data.name=mnist", f"data.root={tmp_path}"], 3),
         (["placement.device=cuda"], 4),
-        (["placement.min_ranks=9"], 4),
         (["train.lr=0"], 2),
     ):
         arguments = ["-m", "fedmpi", "run", str(write_config(tmp_path)), *overrides, "-o", str(tmp_path / "out")]

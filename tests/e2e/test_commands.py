@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +20,9 @@ QUICKSTART = ROOT / "jobs" / "configs" / "quickstart.yaml"
 SHORT = ["rounds=2", "participation.clients_per_round=4", "evaluate.every=1"]
 
 
-def fedmpi(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def fedmpi(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fedmpi", *arguments]
-    full = {**os.environ, **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=full)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_launch_gives_the_ledger_of_one_process(tmp_path):
@@ -75,27 +73,26 @@ def test_open_mpi_gives_the_same_digests(tmp_path):
     assert digests(tmp_path / "alone") == digests(tmp_path / "three")
 
 
-def test_every_algorithm_runs_and_reduces_the_loss(tmp_path):
+def test_every_algorithm_runs_and_reduces_the_loss(tmp_path, here):
     for name, extra in (
         ("fedavg", []),
         ("fedavgm", ["algorithm.server_momentum=0.5"]),
         ("fedprox", ["algorithm.mu=0.1"]),
     ):
         config = write_config(tmp_path, rounds=6, evaluate={"every": 6})
-        done = fedmpi("run", str(config), f"algorithm.name={name}", *extra, "-o", str(tmp_path / name))
-        assert done.returncode == 0, done.stderr
+        status, _, errors = here("run", config, f"algorithm.name={name}", *extra, "-o", tmp_path / name)
+        assert status == 0, errors
         with Ledger(tmp_path / name / "ledger.h5") as ledger:
             losses = ledger.rounds["train_loss"]
             assert losses[-1] < 0.8 * losses[0]
 
 
-def test_a_second_run_does_not_overwrite_unasked(tmp_path):
-    config = write_config(tmp_path, rounds=1)
-    assert fedmpi("run", str(config), "-o", str(tmp_path / "out")).returncode == 0
-    again = fedmpi("run", str(config), "-o", str(tmp_path / "out"))
-    assert again.returncode == 6
-    assert "holds a run already" in again.stderr
-    assert fedmpi("run", str(config), "-o", str(tmp_path / "out"), "--overwrite").returncode == 0
+def test_a_second_run_does_not_overwrite_unasked(tmp_path, here):
+    command = ["run", write_config(tmp_path, rounds=1), "-o", tmp_path / "out"]
+    assert here(*command)[0] == 0
+    status, _, errors = here(*command)
+    assert (status, "holds a run already" in errors) == (6, True)
+    assert here(*command, "--overwrite")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -113,10 +110,11 @@ def test_a_second_run_does_not_overwrite_unasked(tmp_path):
         (["rounds"], 2, "must look like section.key=value"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, arguments, status, words):
-    done = fedmpi("run", str(QUICKSTART), *arguments, "-o", str(tmp_path / "out"), env={"CUDA_VISIBLE_DEVICES": ""})
-    assert (done.returncode, words in done.stderr) == (status, True), done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_is_wrong_is_said(tmp_path, arguments, status, words, here, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    found, _, errors = here("run", QUICKSTART, *arguments, "-o", tmp_path / "out")
+    assert (found, words in errors) == (status, True), errors
+    assert "Traceback" not in errors
 
 
 def test_a_file_that_is_no_ledger(tmp_path):

@@ -171,10 +171,11 @@ def test_more_memory_than_there_is_is_pointed_out(
         (["participation.clients_per_round=13"], 2, "participation.clients_per_round must be at most"),
     ],
 )
-def test_what_the_run_would_refuse_is_refused(tmp_path: Path, overrides: list[str], status: int, words: str) -> None:
-    dry = fedmpi("run", str(write_config(tmp_path)), *overrides, "-o", str(tmp_path / "out"), "--dry-run")
-    assert (dry.returncode, words in dry.stderr) == (status, True), dry.stderr
-    assert dry.stdout == ""
+def test_what_the_run_would_refuse_is_refused(
+    tmp_path: Path, here: Callable[..., tuple[int, str, str]], overrides: list[str], status: int, words: str
+) -> None:
+    found, said, errors = here("run", write_config(tmp_path), *overrides, "-o", tmp_path / "out", "--dry-run")
+    assert (found, words in errors, said) == (status, True, ""), errors
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_kept(

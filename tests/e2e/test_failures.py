@@ -38,7 +38,7 @@ def test_a_rank_that_raises_ends_the_job_with_its_words(tmp_path, where):
     config = trouble(tmp_path, where=where)
     start = time.monotonic()
     outcome = run_ranks(3, ["-m", "fedmpi", "run", str(config), "-o", str(tmp_path / "out")], timeout=40)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     assert outcome.status == 1
     assert re.search(("rank 0" if where == "server" else "rank [12]") + r" on \S+: ValueError", outcome.output)
     assert "ValueError: a planned failure" in outcome.output

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from support import ALGORITHMS, digests, run_here, small_config, write_config
 from torch import Tensor
 
-from fedmpi.algorithms.ecofed import EcoFedClient, EcoFedConfig, EcoFedServer
+from fedmpi.algorithms.ecofed import EcoFedClient
+from fedmpi.algorithms.ecofed_messages import EcoFedConfig
+from fedmpi.algorithms.ecofed_server import EcoFedServer
 from fedmpi.algorithms.fedavg import FedAvgClient
 from fedmpi.algorithms.replay import ReplayBuffer
 from fedmpi.algorithms.split_client import SplitClient
@@ -298,7 +300,7 @@ def test_a_half_that_is_stored_goes_on_as_it_was(tmp_path: Path, monkeypatch: py
         return halves[-1]
 
     monkeypatch.setattr(server, "make_server_half", kept)
-    monkeypatch.setattr("fedmpi.algorithms.ecofed.EcoFedServer.close", lambda self: None)
+    monkeypatch.setattr("fedmpi.algorithms.ecofed_server.EcoFedServer.close", lambda self: None)
     go(tmp_path, "out", algorithm=ALL[name])
     half = halves[0]
     state = half.state_dict()

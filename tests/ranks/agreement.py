@@ -57,19 +57,25 @@ def masks_of(out: Path) -> list[float]:
 
 
 def check_agreement(
-    folder: Path, cases: list[tuple[str, str, dict[str, Any], Any]], sections: dict[str, dict[str, Any]]
+    folder: Path,
+    cases: list[tuple[str, str, dict[str, Any], Any]],
+    sections: dict[str, dict[str, Any]],
+    only: set[str] | None = None,
 ) -> dict[str, int]:
     """Compare runs on the ranks of the test with runs in one process.
 
     `cases` are a name, that of the run in one process that it must equal, what is changed of a small run, and the class
-    of communicator; `sections` say what is changed in one process. Returns the bytes of simulation traffic by case, on
-    rank 0.
+    of communicator; `sections` say what is changed in one process; with `only`, the cases of those names alone are run.
+    Returns the bytes of simulation traffic by case, on rank 0.
     """
     from mpi4py import MPI
 
     rank = MPI.COMM_WORLD.rank
     folder_here = folder / f"config{rank}"
     folder_here.mkdir()
+    if only is not None:
+        assert only <= {case[0] for case in cases}
+        cases = [case for case in cases if case[0] in only]
     if MPI.COMM_WORLD.size == 2:  # the one worker is its own peer
         cases = [case for case in cases if case[2].get("server", {}).get("host") != "peer"]
     expected, masks = {}, {}

@@ -36,9 +36,19 @@ FEDDST: dict[str, Any] = {
 }
 
 
-@pytest.mark.ranks(2, timeout=150)
-def test_two_ranks_agree_with_one_process(shared_folder):
-    check_all(shared_folder)
+FEW = {
+    "delayed",
+    "talk with a peer, delayed",
+    "memory moved",
+    "clients lost",
+    "every kind of value, with the player",
+    "refused, with a peer",
+    "masks moved",
+    "masks, clients lost, with a peer",
+    "reconfigured",
+    "scored",
+}
+"""Cases that any number of ranks is tried with; three ranks are tried with all."""
 
 
 @pytest.mark.ranks(3, timeout=150)
@@ -46,13 +56,30 @@ def test_three_ranks_agree_with_one_process(shared_folder):
     check_all(shared_folder)
 
 
-@pytest.mark.ranks(5, timeout=180)
+@pytest.mark.ranks(2, timeout=90)
+def test_two_ranks_agree_with_one_process(shared_folder):
+    check_all(shared_folder, only=FEW)
+
+
+@pytest.mark.ranks(5, timeout=90)
 def test_five_ranks_agree_with_one_process(shared_folder):
+    check_all(shared_folder, only=FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(2, timeout=150)
+def test_two_ranks_agree_in_all_cases(shared_folder):
     check_all(shared_folder)
 
 
-def check_all(folder: Path) -> None:
-    """Compare runs on the ranks of the test with runs in one process."""
+@pytest.mark.slow
+@pytest.mark.ranks(5, timeout=240)
+def test_five_ranks_agree_in_all_cases(shared_folder):
+    check_all(shared_folder)
+
+
+def check_all(folder: Path, only: set[str] | None = None) -> None:
+    """Compare runs on the ranks of the test with runs in one process: all, or the cases of these names."""
     from mpi4py import MPI
 
     # Here, in the ranks of the test alone: the outer pytest's registry stays as users have it.
@@ -138,7 +165,9 @@ def check_all(folder: Path) -> None:
         "prunefl": prunefl,
         "grasp": grasp,
     }
-    simulation_nbytes = check_agreement(folder, cases, sections)
+    simulation_nbytes = check_agreement(folder, cases, sections, only)
+    if only is not None:
+        return
     if MPI.COMM_WORLD.rank == 0 and MPI.COMM_WORLD.size > 2:  # with one worker there is nowhere to move to
         assert simulation_nbytes["memory moved"] > simulation_nbytes["memory"]
     folder_here = folder / f"config{MPI.COMM_WORLD.rank}"

@@ -12,9 +12,8 @@ from support import ALGORITHMS
 SPLITNET = f"{ALGORITHMS / 'splitnet.py'}:Net"
 
 
-@pytest.mark.ranks(2, timeout=120)
-def test_split_learning_on_two_ranks(shared_folder):
-    check_split(shared_folder)
+FEW = {"split", "distilled, clients' own networks", "replayed", "replayed, with a peer", "replayed, clients lost"}
+"""Cases that any number of ranks is tried with; three ranks are tried with all."""
 
 
 @pytest.mark.ranks(3, timeout=120)
@@ -22,12 +21,29 @@ def test_split_learning_on_three_ranks(shared_folder):
     check_split(shared_folder)
 
 
-@pytest.mark.ranks(5, timeout=150)
+@pytest.mark.ranks(2, timeout=90)
+def test_split_learning_on_two_ranks(shared_folder):
+    check_split(shared_folder, only=FEW)
+
+
+@pytest.mark.ranks(5, timeout=90)
 def test_split_learning_on_five_ranks(shared_folder):
+    check_split(shared_folder, only=FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.ranks(2, timeout=120)
+def test_all_split_learning_on_two_ranks(shared_folder):
     check_split(shared_folder)
 
 
-def check_split(folder: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.ranks(5, timeout=240)
+def test_all_split_learning_on_five_ranks(shared_folder):
+    check_split(shared_folder)
+
+
+def check_split(folder: Path, only: set[str] | None = None) -> None:
     lost = {"participation": {"clients_per_round": 8, "dropout": 0.4, "sampling": "by_size", "availability": 0.9}}
     apart = {"placement": {"state_dir": str(folder / "state{rank}")}}
     split: dict[str, Any] = {"model": {"name": SPLITNET, "dropout": 0.3}, "rounds": 4}
@@ -47,6 +63,7 @@ def check_split(folder: Path) -> None:
         ("local losses, with the player", "lgl", {**lgl, "server": {"host": "player"}}, None),
         ("distilled", "fedgkt", {**fedgkt, "server": {"host": "peer"}}, Delaying),
         ("distilled, clients' own networks", "original", {**original, **apart}, Delaying),
+        ("distilled, clients' own networks, with a peer", "original", {**original, "server": {"host": "peer"}}, None),
         ("replayed", "ecofed", {**ecofed, **apart}, Delaying),
         ("replayed, with the player", "ecofed", {**ecofed, "server": {"host": "player"}}, None),
         ("replayed, with a peer", "ecofed", {**ecofed, "server": {"host": "peer"}}, Delaying),
@@ -61,4 +78,4 @@ def check_split(folder: Path) -> None:
         "ecofed": ecofed,
         "ecofed lost": lost_ecofed,
     }
-    check_agreement(folder, cases, sections)
+    check_agreement(folder, cases, sections, only)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import ALGORITHMS
 
-from fedmpi.algorithms.fedgkt import distillation
+from fedmpi.algorithms.fedgkt_messages import distillation
 from fedmpi.algorithms.split_messages import (
     Activations,
     Cut,

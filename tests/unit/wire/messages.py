@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from fedmpi.algorithms.averaging import ModelDown, ModelUp, SeedDown
-from fedmpi.algorithms.ecofed import DeviceInit, DeviceInitSeed, EcoFedResult, RoundStart
-from fedmpi.algorithms.fedgkt import Begin, FedGktResult, TestedDevice, TurnLogits
+from fedmpi.algorithms.ecofed_messages import DeviceInit, DeviceInitSeed, EcoFedResult, RoundStart
+from fedmpi.algorithms.fedgkt_messages import Begin, FedGktResult, TestedDevice, TurnLogits
 from fedmpi.algorithms.grasp import GraSPScores
 from fedmpi.algorithms.prunefl import ImportanceUp
 from fedmpi.algorithms.sparse_messages import SparseModelDown, SparseModelUp, SparseSeedDown
