@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,11 +22,25 @@ pytestmark = pytest.mark.usefixtures("launches")
 Here = Callable[..., tuple[int, str, str]]
 
 
+def fedmpi(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a process of its own, as other files with the same messages must."""
+    command = [sys.executable, "-m", "fedmpi", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's file: one for all tests, as a process takes a kind of message from one file alone."""
+    path = tmp_path_factory.mktemp("page") / "half.py"
+    path.write_text("\n\n".join(BLOCKS))
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: Path) -> Path:
     """Make, and go to, a folder with half.py and a configuration whose model nobody has trained yet."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "half.py").write_text("\n\n".join(BLOCKS))
+    (tmp_path / "half.py").write_text(half.read_text())
     write_config(tmp_path, rounds=12, evaluate={"every": 1}, name="run.yaml")
     return tmp_path
 
@@ -38,8 +54,8 @@ def test_the_file_is_short_and_whole() -> None:
 
 
 @pytest.mark.parametrize("name", ["HALF", "FEEDBACK"])
-def test_one_process_and_three_ranks_agree_and_it_learns(folder: Path, name: str, here: Here) -> None:
-    settings = [f"algorithm.name={folder / 'half.py'}:{name}", "algorithm.server_lr=0.9"]
+def test_one_process_and_three_ranks_agree_and_it_learns(folder: Path, half: Path, name: str, here: Here) -> None:
+    settings = [f"algorithm.name={half}:{name}", "algorithm.server_lr=0.9"]
     status, _, errors = here("run", "run.yaml", *settings, "-o", "one")
     assert status == 0, errors
     config, out = str(folder / "run.yaml"), str(folder / "three")
@@ -63,10 +79,10 @@ def test_one_process_and_three_ranks_agree_and_it_learns(folder: Path, name: str
     assert re.search(r"up +change +60 .* 0\.5\d+ ", outcome.output), outcome.output
 
 
-def test_its_setting_and_its_client_state_have_an_effect(folder: Path, here: Here) -> None:
+def test_its_setting_and_its_client_state_have_an_effect(folder: Path, half: Path, here: Here) -> None:
     losses, models = {}, set()
     for run, name, server_lr in (("whole", "HALF", 1), ("tenth", "HALF", 0.1), ("feedback", "FEEDBACK", 1)):
-        arguments = [f"algorithm.name=half.py:{name}", f"algorithm.server_lr={server_lr}", "rounds=4", "-o", run]
+        arguments = [f"algorithm.name={half}:{name}", f"algorithm.server_lr={server_lr}", "rounds=4", "-o", run]
         status, _, errors = here("run", "run.yaml", *arguments)
         assert status == 0, errors
         models.add(digests(folder / run)[0])
@@ -76,17 +92,17 @@ def test_its_setting_and_its_client_state_have_an_effect(folder: Path, here: Her
     assert len(models) == 3
 
 
-def test_a_change_beyond_half_precision(folder: Path, here: Here) -> None:
+def test_a_change_beyond_half_precision(folder: Path) -> None:
     """It stops the first, as the page says; the second sends what fits, and keeps no infinity for the next round."""
     text = (folder / "half.py").read_text()
     huge = text.replace("self.ctx.model.state_S - start_S", "1e9 * (self.ctx.model.state_S - start_S)")
     assert huge.count("1e9") == 2
     (folder / "half.py").write_text(huge)
     settings = ["algorithm.server_lr=1e-12", "rounds=4", "-o"]
-    status, _, errors = here("run", "run.yaml", "algorithm.name=half.py:HALF", *settings, "stops")
-    assert (status, "'change' holds NaN or infinity" in errors) == (5, True), errors
-    status, _, errors = here("run", "run.yaml", "algorithm.name=half.py:FEEDBACK", *settings, "goes_on")
-    assert status == 0, errors
+    done = fedmpi(folder, "run", "run.yaml", "algorithm.name=half.py:HALF", *settings, "stops")
+    assert (done.returncode, "'change' holds NaN or infinity" in done.stderr) == (5, True), done.stderr
+    done = fedmpi(folder, "run", "run.yaml", "algorithm.name=half.py:FEEDBACK", *settings, "goes_on")
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_page_names_all_dtypes() -> None:
@@ -95,22 +111,23 @@ def test_the_page_names_all_dtypes() -> None:
     assert set(re.findall(r"`(\w+)`", named[1])) == set(DENSE_DTYPES)
 
 
-def test_what_the_page_says_of_its_settings(folder: Path, here: Here) -> None:
+def test_what_the_page_says_of_its_settings(folder: Path) -> None:
     (folder / "half.py").write_text(BLOCKS[0])  # a whole file by itself
     name = "algorithm.name=half.py:HALF"
-    status, _, errors = here("run", "run.yaml", name, "algorithm.server_lr=0")
-    assert (status, "algorithm.server_lr must be above 0, got 0" in errors) == (2, True), errors
-    status, _, errors = here("run", "run.yaml", name, "algorithm.sever_lr=1")
-    assert (status, "did you mean algorithm.server_lr?" in errors) == (2, True), errors
-    assert "algorithm.server_lr=1" in here("config", name)[1]
-    status, output, errors = here("run", "run.yaml", name, "--dry-run", "-o", "none")
-    assert status == 0, errors
-    assert re.search(r"up +change ", output)
+    done = fedmpi(folder, "run", "run.yaml", name, "algorithm.server_lr=0")
+    assert (done.returncode, "algorithm.server_lr must be above 0, got 0" in done.stderr) == (2, True), done.stderr
+    done = fedmpi(folder, "run", "run.yaml", name, "algorithm.sever_lr=1")
+    assert (done.returncode, "did you mean algorithm.server_lr?" in done.stderr) == (2, True), done.stderr
+    done = fedmpi(folder, "config", name)
+    assert "algorithm.server_lr=1" in done.stdout, done.stderr
+    done = fedmpi(folder, "run", "run.yaml", name, "--dry-run", "-o", "none")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"up +change ", done.stdout)
     assert not (folder / "none" / "ledger.h5").exists()
 
 
-def test_the_mask_that_is_drawn_anew(folder: Path, here: Here) -> None:
-    settings = [f"algorithm.name={folder / 'half.py'}:REDRAWN", "algorithm.every=4", "algorithm.density=0.3"]
+def test_the_mask_that_is_drawn_anew(folder: Path, half: Path, here: Here) -> None:
+    settings = [f"algorithm.name={half}:REDRAWN", "algorithm.every=4", "algorithm.density=0.3"]
     status, _, errors = here("run", "run.yaml", *settings, "-o", "out")
     assert status == 0, errors
     with Ledger(folder / "out" / "ledger.h5") as ledger:
