@@ -6,6 +6,8 @@ What cannot be drawn or written is refused in words.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,12 +69,13 @@ def alike(labels: Sequence[str]) -> list[list[int]]:
 def differences(settings: Sequence[Mapping[str, Any]], *, fewest: bool = True) -> list[str]:
     """Return for each of several runs the settings that tell it from the others, such as "wire.sparse=uint32".
 
-    As few as will do: a setting that differs only where an earlier one does is left out, and so is null. Without
-    `fewest` all that differ, null too; a setting that a run does not have at all is always left out.
+    All of the algorithm's that differ, and of others as few as will do: one that differs only where an earlier one does
+    is left out, and so is null. Without `fewest` all that differ, null too; a setting that a run does not have at all
+    is always left out.
     """
     chosen: list[str] = []
     for key in sorted(dict.fromkeys(key for one in settings for key in one), key=_interest):
-        before = chosen if fewest else []
+        before = chosen if fewest and not key.startswith("algorithm.") else []
         if len({_values(one, [*before, key]) for one in settings}) > len({_values(one, before) for one in settings}):
             chosen.append(key)
     told = [{key: one[key] for key in chosen if key in one and not (fewest and one[key] is None)} for one in settings]
@@ -110,6 +113,11 @@ def run(draw: Callable[[], None]) -> int:
     """Call `draw` and return the command's exit status; what the user can mend is said in a line."""
     try:
         draw()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read it has read enough, as `head` does; nothing is left to be said at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         # fedmpi's errors carry words for the user and an exit status; any other is a bug to be seen whole.
         exit_status: int | None = getattr(error, "exit_status", None)

@@ -127,12 +127,16 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
     if config.period == "adaptive" and not run.evaluate.every:
         raise ConfigError("algorithm.period=adaptive goes by tests: evaluate.every must be 1 or more, got 0")
     if config.replay_dir is not None and not config.replay_dir.is_dir():
-        raise ConfigError(f"algorithm.replay_dir must be a folder, got {config.replay_dir}")
+        raise ConfigError(f"algorithm.replay_dir must be a folder that is there, got {config.replay_dir}")
     if config.error_feedback and config.bits is None:
         warnings.append("algorithm.error_feedback does nothing with algorithm.bits=null")
+    if config.period != "adaptive" and "adaptive_periods" in config.model_fields_set:
+        warnings.append("algorithm.adaptive_periods does nothing without algorithm.period=adaptive")
     model = run.model.model_dump()
     taken = model.get("pretrained_units", 2)
-    if model.get("pretrained") is not None and taken < config.point:
+    if model.get("pretrained") is None and model.get("weights") is None:
+        warnings.append("without model.pretrained the device's part is frozen as drawn from the seed")
+    elif model.get("pretrained") is not None and taken < config.point:
         warnings.append(
             f"algorithm.point={config.point} freezes units that model.pretrained_units={taken} leaves as drawn"
         )

@@ -103,7 +103,7 @@ class SplitFedClient(SplitClient):
             channel.send(encode_activations(a_BCHW, self.config))
             self.count_passes(forward=len(x_BCHW), backward=len(x_BCHW))
             gradient = from_stored(channel.recv(Gradients).numbers, tuple(a_BCHW.shape[1:]), device.device)
-            if not self.ctx.dry_run:
+            if a_BCHW.requires_grad and not self.ctx.dry_run:  # a device part may have nothing to train
                 a_BCHW.backward(gradient)
                 step()
         channel.send(self.uplink())

@@ -154,6 +154,8 @@ def place_ranks(facts: Sequence[RankFacts], config: PlacementConfig) -> tuple[li
         for local_rank, fact in enumerate(local):
             is_worker = fact in workers
             if is_worker:
+                if len(facts) == 1:
+                    _check_server_device(fact, config)  # it computes where the clients do, so that must be a GPU's rank
                 device, name, uuid = _device(fact, users, config)
             else:
                 device, name, uuid = _server_device(fact, len(workers), config)
@@ -214,14 +216,18 @@ def _server_device(fact: RankFacts, num_local_workers: int, config: PlacementCon
     """Return device, name and UUID for a server beside workers, which counts in no limit on sharing."""
     if config.server_device == "cpu":
         return _CPU
-    if not fact.gpus:
+    _check_server_device(fact, config)
+    # Workers are dealt the GPUs in turn, from the first: the next one has fewest of them.
+    gpu = num_local_workers % len(fact.gpus)
+    return (f"cuda:{gpu}", *fact.gpus[gpu])
+
+
+def _check_server_device(fact: RankFacts, config: PlacementConfig) -> None:
+    if config.server_device == "cuda" and not fact.gpus:
         raise PlacementError(
             f"placement.server_device=cuda, but rank {fact.rank} on {fact.host} sees no GPU (CUDA_VISIBLE_DEVICES: "
             f"{fact.visible}); placement.server_device=cpu runs without"
         )
-    # Workers are dealt the GPUs in turn, from the first: the next one has fewest of them.
-    gpu = num_local_workers % len(fact.gpus)
-    return (f"cuda:{gpu}", *fact.gpus[gpu])
 
 
 def _check_shared(host: str, users: dict[str, int], clients_per_gpu: int) -> None:

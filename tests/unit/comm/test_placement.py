@@ -141,6 +141,8 @@ def test_a_server_that_computes_shares_the_least_used_gpu() -> None:
     words = "placement.server_device=cuda, but rank 0 on a sees no GPU"
     with pytest.raises(PlacementError, match=words):
         place_ranks(facts("aa"), PlacementConfig(device="cpu", server_device="cuda"))
+    with pytest.raises(PlacementError, match=words):
+        place_ranks(facts("a"), PlacementConfig(server_device="cuda"))
 
 
 def test_threads_as_asked() -> None:
