@@ -1,8 +1,8 @@
 # Two commands do all the set-up:  make demo  and  make test.
 #
 #   make demo TORCH="torch==2.8.0 --index-url https://download.pytorch.org/whl/cu128"
-# takes another build of torch. PYTHON=python3.12 takes another python (3.11 or newer). Tests run in two processes;
-# make test TEST_PROCESSES=8 takes more.
+# takes another build of torch. PYTHON=python3.12 takes another python (3.11 or newer). Tests run in two processes,
+# those on several ranks one after the other; make test TEST_PROCESSES=8 takes more.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -19,7 +19,8 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/fedmpi info $(DEMO)/ledger.h5
 
 test: $(VENV)/test.stamp .venv-openmpi/stamp
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal tests/unit tests/e2e
+	$(BIN)/python -m pytest tests/ranks
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

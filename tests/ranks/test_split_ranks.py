@@ -12,27 +12,27 @@ from support import ALGORITHMS
 SPLITNET = f"{ALGORITHMS / 'splitnet.py'}:Net"
 
 
-FEW = {"split", "distilled, clients' own networks", "replayed", "replayed, with a peer", "replayed, clients lost"}
+FEW = {"split", "distilled, clients' own networks", "replayed, with a peer", "replayed, clients lost"}
 """Cases that any number of ranks is tried with; three ranks are tried with all."""
 
 
-@pytest.mark.ranks(3, timeout=120)
+@pytest.mark.ranks(3, timeout=240)
 def test_split_learning_on_three_ranks(shared_folder):
     check_split(shared_folder)
 
 
-@pytest.mark.ranks(2, timeout=90)
+@pytest.mark.ranks(2, timeout=180)
 def test_split_learning_on_two_ranks(shared_folder):
     check_split(shared_folder, only=FEW)
 
 
-@pytest.mark.ranks(5, timeout=90)
+@pytest.mark.ranks(5, timeout=180)
 def test_split_learning_on_five_ranks(shared_folder):
     check_split(shared_folder, only=FEW)
 
 
 @pytest.mark.slow
-@pytest.mark.ranks(2, timeout=120)
+@pytest.mark.ranks(2, timeout=240)
 def test_all_split_learning_on_two_ranks(shared_folder):
     check_split(shared_folder)
 
