@@ -556,3 +556,16 @@ def test_a_dry_run_trains_nothing_and_tells_the_bytes(tmp_path: Path, here: Here
         done = ledger.summary()
     assert int(told["down_bytes"]) == done["down_nbytes"]
     assert int(told["up_bytes"]) >= done["up_nbytes"]
+
+
+def test_a_device_part_without_parameters(tmp_path: Path) -> None:
+    """It has nothing to train: gradients come, and the run ends in FedAvg's model all the same."""
+    (tmp_path / "flat.py").write_text(
+        "from torch import nn\n\n\ndef Net(num_classes, shape):\n"
+        "    size = shape.height * shape.width * shape.channels\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(size, 8), nn.ReLU(), nn.Linear(8, num_classes))\n"
+    )
+    model = {"name": f"{tmp_path / 'flat.py'}:Net"}
+    split = go(tmp_path, "split", model=model, algorithm={"name": "splitfed", "point": 1})
+    whole = go(tmp_path, "whole", model=model, algorithm={"name": "fedavg"})
+    assert digests(split)[0] == digests(whole)[0]
