@@ -119,7 +119,7 @@ def save_curves(curves: Sequence[Curve], folder: Path, data_note: str | None = N
 def _from_ledger(path: Path) -> Curve:
     with Ledger(path) as ledger:
         rounds, messages, partition, summary = ledger.rounds, ledger.messages, ledger.partition, ledger.summary()
-        layout = ledger.model_layout
+        model = ledger.model
         settings = dict(flat_settings(yaml.safe_load(ledger.config_yaml) or {}))
         devices = sorted({str(row["device_name"]) for row in ledger.placement if row.get("device_name")})
         facts = {
@@ -134,14 +134,16 @@ def _from_ledger(path: Path) -> Curve:
     paper_nbits = np.bincount(messages["round_idx"][is_up], messages["paper_nbits"][is_up], num_rounds)
     columns["cum_up_paper_nbits"] = np.cumsum(paper_nbits)[rounds["round_idx"]]
     tested = ~np.all([np.isnan(columns[name]) for name in ACCURACIES], axis=0)
-    # Of a few messages more is sent than a model, such as a mask that changed; most are about the model alone, or, in
-    # split learning, about less.
+    # A ledger without the model says by its messages how large that is: of a few more is sent, such as a mask that
+    # changed, but most are about it alone, though not in split learning.
     sizes, times = np.unique(messages["num_params"], return_counts=True)
-    num_state = sum(math.prod(shape) for _, shape, _ in layout)
+    num_params = int(sizes[times.argmax()]) if len(sizes) else 0
+    if model is not None:
+        num_params = sum(vector.size for vector in model)
     facts |= {
         "num_rounds": len(tested),
         "num_tests": int(tested.sum()),
-        "num_params": max(num_state, int(sizes[times.argmax()])) if len(sizes) else 0,
+        "num_params": num_params,
         "num_clients": len(partition[0]) if partition else settings.get("partition.num_clients") or 0,
     }
     return Curve(path, settings, facts, {name: columns[name][tested] for name in COLUMNS})

@@ -115,7 +115,7 @@ def run(draw: Callable[[], None]) -> int:
         draw()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read it has read enough, as `head` does; nothing is left to be said at exit either.
+        # Whoever read it has read enough, as `head` does; what is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -569,3 +571,28 @@ def test_a_device_part_without_parameters(tmp_path: Path) -> None:
     split = go(tmp_path, "split", model=model, algorithm={"name": "splitfed", "point": 1})
     whole = go(tmp_path, "whole", model=model, algorithm={"name": "fedavg"})
     assert digests(split)[0] == digests(whole)[0]
+
+
+def test_warnings_of_ecofed(tmp_path: Path, here: Here) -> None:
+    ecofed = {"name": "ecofed", "adaptive_periods": [4, 3, 2, 1]}
+    config = write_config(tmp_path, **{**COMMON, "algorithm": ecofed})
+    said = here("run", config, "--dry-run", "-o", tmp_path / "out")[1]
+    assert "warning: without model.pretrained the device's part is frozen as drawn from the seed" in said
+    assert "warning: algorithm.adaptive_periods does nothing without algorithm.period=adaptive" in said
+    said = here("run", config, "algorithm.period=adaptive", "evaluate.every=1", "--dry-run", "-o", tmp_path / "out")[1]
+    assert "adaptive_periods" not in said.split("warning: ", 1)[1].splitlines()[0] and "does nothing" not in said
+
+
+def test_a_curve_says_how_large_the_whole_network_is(tmp_path: Path) -> None:
+    """Messages of split learning are about its device part, or about activations."""
+    out = go(tmp_path, "lgl", algorithm={"name": "lgl"}, evaluate={"every": 2})
+    script = Path(__file__).parents[2] / "analysis" / "accuracy_at_cap.py"
+    command = [sys.executable, str(script), str(out), "--save-curves", str(tmp_path / "curves")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    with Ledger(out / "ledger.h5") as ledger:
+        assert ledger.model is not None
+        num_params = sum(vector.size for vector in ledger.model)
+        assert num_params not in ledger.messages["num_params"]
+    (curve,) = (tmp_path / "curves").glob("*.csv")
+    assert f"# num_params: {num_params}\n" in curve.read_text()

@@ -115,6 +115,10 @@ def test_labels_name_the_settings_that_differ(script, tmp_path):
     assert script.differences(several) == ["a=1", "a=2", "a=3"]
     assert script.differences(several, fewest=False) == ["a=1, b=null, d=5", "a=2, b=0.9, d=5", "a=3, b=0.9"]
     assert script.differences([{"a": 1}, {"a": 1}], fewest=False) == ["", ""]
+    # What differs only where the bits do says no less of what the runs are, if it is the algorithm's.
+    bits, periods = "algorithm.bits", "algorithm.period"
+    study = [{bits: 8, periods: 2, "train.lr": 0.1}, {bits: 4, periods: 8, "train.lr": 0.2}]
+    assert script.differences(study) == [f"{bits}=8, {periods}=2", f"{bits}=4, {periods}=8"]
 
 
 def test_equal_settings_leave_the_folder(script, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -468,3 +469,12 @@ def test_as_a_user_starts_it(write, tmp_path):
         assert done.returncode == status, done.stderr
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_read_enough(write) -> None:
+    command = [sys.executable, str(FOLDER / "accuracy_at_cap.py"), str(write())]
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
