@@ -4,15 +4,18 @@
 
 Both train one client of 40 images, batches of 32 and 8, as `fedmpi.train.local` does it for every algorithm, on one
 thread. Medians; on a CPU the CPU time of the thread, so that others on the machine disturb little, on a GPU the time
-until it has finished. The third figure is FedDST's readjustment, which one turn in some fifteen rounds has: a gradient
-of one batch, and the choice of weights.
+until it has finished, and there also that of dense steps whose kernels are launched one by one instead of by CUDA
+graphs. The last figure is FedDST's readjustment, which one turn in some fifteen rounds has: a gradient of one batch,
+and the choice of weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import time
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,6 +31,7 @@ from fedmpi.data.shard import DeviceImages, Shard
 from fedmpi.flat import FlatModel
 from fedmpi.models.registry import build_model, resolve, warm_up
 from fedmpi.rng import stream
+from fedmpi.train import local
 from fedmpi.train.local import train_local
 
 SHAPES = {"cifar10net": ImageShape(32, 32, 3), "mnistnet": ImageShape(28, 28, 1)}
@@ -64,13 +68,17 @@ def main() -> None:
     start_P = model.params_P.clone()
     mask_P = space.first_mask(start_P, counts)
     keepers = {"dense": None, "masked": Keeper(mask_P.to(torch.float32))}
-    times: dict[str, list[float]] = {"dense": [], "masked": [], "readjust": []}
+    if device.type == "cuda":
+        keepers["launched"] = None
+    times: dict[str, list[float]] = {"readjust": [], **{name: [] for name in keepers}}
     for repeat in range(arguments.repeats + 2):  # the first two warm up
         for name, keeper in keepers.items():
             model.params_P.copy_(start_P)
-            began = clock(device)
-            train_local(model, shard, CONFIG, rng=stream(0, repeat, 0, "batches"), after_step=keeper)
-            times[name].append((clock(device) - began) / NUM_STEPS)
+            launches = patch.object(local, "step_by_graph", lambda model, cfg, step: step)
+            with launches if name == "launched" else contextlib.nullcontext():
+                began = clock(device)
+                train_local(model, shard, CONFIG, rng=stream(0, repeat, 0, "batches"), after_step=keeper)
+                times[name].append((clock(device) - began) / NUM_STEPS)
         model.params_P.copy_(start_P).mul_(mask_P)
         x, y = next(shard.batches(32, 1, stream(0, repeat, 0, "batches")))
         began = clock(device)
@@ -82,6 +90,10 @@ def main() -> None:
     ratios = sorted(b / a for a, b in zip(times["dense"][2:], times["masked"][2:], strict=True))
     print(f"{arguments.model}: {median['dense']:.2f} ms a step dense, {median['masked']:.2f} masked")
     print(f"ratio of the medians {median['masked'] / median['dense']:.3f} (pairs {ratios[0]:.2f} to {ratios[-1]:.2f})")
+    if "launched" in median:
+        print(
+            f"{median['launched']:.2f} ms dense with single launches, {median['launched'] / median['dense']:.2f} of it"
+        )
     print(f"readjustment: {median['readjust']:.1f} ms, once a turn in rounds that have one")
 
 

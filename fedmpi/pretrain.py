@@ -144,6 +144,7 @@ def _prepare_device(place: Place) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
         torch.cuda.set_device(device)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
         torch.backends.cudnn.benchmark = False
     gc.collect()
     gc.freeze()

@@ -188,6 +188,7 @@ def _use_device(name: str, rank: Rank) -> torch.device:
         for pool in (rank.comm.pool, STAGING):
             pool.allocate_with(pinned_memory)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
         torch.backends.cudnn.benchmark = False
     return device
 

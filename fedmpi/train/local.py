@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fedmpi.config import TrainConfig
 from fedmpi.data.shard import Shard
 from fedmpi.flat import FlatModel
+from fedmpi.train.cuda_graph import Step, step_by_graph
 from fedmpi.train.direct import make_direct_step
 from fedmpi.train.optimizer import make_step
 
@@ -84,31 +85,53 @@ def train_local(
     module, grads_P = model.module, model.grads_P
     module.train()
     seed_torch(model.device, int(rng.integers(2**63)))  # dropout and the like
-    step = make_step(model, cfg, fresh=fresh)
-    # Where nobody looks at the gradients between backward and step.
-    direct_step = make_direct_step(model, cfg) if fresh and extra_loss is None and after_backward is None else None
+    update = make_step(model, cfg, fresh=fresh)
+    # Where nobody looks at the gradients between backward and step, the two may be one.
+    is_plain = extra_loss is None and after_backward is None
+    direct_step = make_direct_step(model, cfg) if fresh and is_plain else None
+
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        logits = module(x)
+        if after_forward is not None:
+            after_forward(logits.detach(), y)
+        return F.cross_entropy(logits, y)
+
+    def backward(x: Tensor, y: Tensor) -> Tensor:
+        loss = forward(x, y)
+        grads_P.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def backward_and_update(x: Tensor, y: Tensor) -> Tensor:
+        if direct_step is None:
+            loss = backward(x, y)
+            update()
+        else:
+            direct_step(loss := forward(x, y))
+        return loss.detach()
+
+    recorded: Step = backward_and_update if is_plain else backward
+    if after_forward is None:
+        recorded = step_by_graph(model, cfg, recorded)
+
+    def take_step(x: Tensor, y: Tensor) -> Tensor:
+        loss = recorded(x, y)
+        if extra_loss is not None:
+            extra_loss(model.leaf_P).backward()  # type: ignore[no-untyped-call]
+        if after_backward is not None:
+            after_backward(model)
+        if not is_plain:
+            update()
+        if after_step is not None:
+            after_step(model)
+        return loss
+
     loss_sum = torch.zeros((), dtype=torch.float64, device=model.device)
     num_steps = num_samples = 0
     steps_per_epoch = -(-shard.num_samples // cfg.batch_size) if after_epoch is not None else 0
     due = perf_counter() + PROGRESS_S
     for x, y in shard.batches(cfg.batch_size, cfg.local_epochs, rng):
-        logits = module(x)
-        if after_forward is not None:
-            after_forward(logits.detach(), y)
-        loss = F.cross_entropy(logits, y)
-        if direct_step is not None:
-            direct_step(loss)
-        else:
-            grads_P.zero_()
-            loss.backward()  # type: ignore[no-untyped-call]
-            if extra_loss is not None:
-                extra_loss(model.leaf_P).backward()  # type: ignore[no-untyped-call]
-            if after_backward is not None:
-                after_backward(model)
-            step()
-        if after_step is not None:
-            after_step(model)
-        loss_sum.add_(loss.detach(), alpha=y.numel())
+        loss_sum.add_(take_step(x, y), alpha=y.numel())
         num_steps += 1
         num_samples += y.numel()
         if after_epoch is not None and num_steps % steps_per_epoch == 0:
