@@ -7,18 +7,21 @@ tensors. The order in which the numbers are stored is the order everywhere: in m
 from __future__ import annotations
 
 import zlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from fedmpi.errors import ConfigError
 from fedmpi.wire.message import Schema
 
 CONV_NDIM = 4
+_CUDNN_ALIGNMENT = 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,35 @@ def _maskable(module: nn.Module, entries: list[Entry]) -> tuple[str, ...]:
     return tuple(entry.name for entry in entries if entry.role == "param" and entry.name in found)
 
 
+def unaligned_norms(module: nn.Module) -> list[nn.Module]:
+    """Return the batch normalizations with a tensor that starts at no multiple of 16 bytes.
+
+    A part of a vector may; a tensor by itself never does. For channels-last images cuDNN reads four of its numbers at
+    once, and where they are not aligned the GPU stops with "misaligned address" for good.
+    """
+
+    def is_unaligned(layer: nn.Module) -> bool:
+        tensors = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+        return any(tensor.is_floating_point() and tensor.data_ptr() % _CUDNN_ALIGNMENT for tensor in tensors)
+
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and is_unaligned(layer)]
+
+
+def leave_out_cudnn(layer: nn.Module) -> None:
+    """Have torch's own kernels compute a layer, forward and, as autograd stays with them, backward."""
+    entered: list[AbstractContextManager[None]] = []
+
+    def enter(*_: object) -> None:
+        entered.append(torch.backends.cudnn.flags(enabled=False))
+        entered[-1].__enter__()
+
+    def leave(*_: object) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    layer.register_forward_pre_hook(enter)
+    layer.register_forward_hook(leave, always_call=True)
+
+
 class FlatVectors:
     """A module and the flat vectors that an optimizer steps on: of a whole model, or of a part of one.
 
@@ -250,6 +282,10 @@ class FlatModel(FlatVectors):
                 if other is buffer:  # one buffer may have several names
                     owner, _, leaf = name.rpartition(".")
                     setattr(module.get_submodule(owner), leaf, view)
+
+        if device.type == "cuda":
+            for layer in unaligned_norms(module):
+                leave_out_cudnn(layer)
 
     def load(self, state_S: Tensor, ints_I: Tensor | None = None) -> None:
         """Overwrite the model's numbers; `ints_I` may be None where the model has none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedmpi.errors import ConfigError
-from fedmpi.flat import FlatModel, layout_of
+from fedmpi.flat import FlatModel, layout_of, leave_out_cudnn, unaligned_norms
 
 
 def conv_net(seed: int = 0) -> nn.Module:
@@ -302,3 +303,57 @@ def test_a_weight_with_two_names_is_masked_once_and_a_frozen_one_never() -> None
     frozen = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     frozen[0].requires_grad_(False)
     assert layout_of(frozen).maskable == ("1.weight",)
+
+
+def test_cudnn_is_left_out_where_a_batch_norm_is_not_aligned() -> None:
+    """What cuDNN reads four numbers at a time from must start at a multiple of 16 bytes."""
+    aligned = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 4, 4))
+    flat = FlatModel(aligned)
+    assert [entry.offset % 4 for entry in flat.layout.entries] == [0] * 9
+    assert unaligned_norms(aligned) == []
+    uneven = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 4, 3))
+    FlatModel(uneven)  # the running mean comes after 3 biases
+    assert unaligned_norms(uneven) == [uneven[1]]
+    frozen = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, affine=False), nn.Linear(3, 1))
+    assert unaligned_norms(frozen) == []  # a tensor by itself is aligned
+
+
+class Watched(nn.BatchNorm2d):
+    """Says whether cuDNN is in use; refuses one sample."""
+
+    seen: ClassVar[list[bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(torch.backends.cudnn.enabled)
+        if len(x) == 1:
+            raise ValueError("one sample")
+        return super().forward(x)
+
+
+def test_a_layer_without_cudnn_leaves_it_to_the_others() -> None:
+    layer = Watched(3)
+    leave_out_cudnn(layer)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(layer(x), nn.BatchNorm2d(3)(x))
+    assert torch.backends.cudnn.enabled
+    with pytest.raises(ValueError, match="one sample"):
+        layer(x[:1])
+    assert torch.backends.cudnn.enabled
+    copy.deepcopy(layer)(x)
+    assert torch.backends.cudnn.enabled
+    assert Watched.seen == [False] * 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("num_classes", [3, 4])
+def test_batch_norm_learns_on_a_gpu_wherever_its_numbers_lie(num_classes: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, num_classes))
+    x = torch.randn(16, 3, 8, 8).to(memory_format=torch.channels_last)
+    found = []
+    for device in ("cpu", "cuda"):
+        flat = FlatModel(copy.deepcopy(module), torch.device(device))
+        F.cross_entropy(flat.module(x.to(device)), torch.arange(16, device=device) % num_classes).backward()  # type: ignore[no-untyped-call]
+        found.append((flat.grads_P.cpu(), flat.state_S.cpu()))
+    for here, there in zip(*found, strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
@@ -25,6 +25,15 @@ from fedmpi.train.local import LocalStats, train_local
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPE = ImageShape(32, 32, 3)
 CONFIG = TrainConfig(local_epochs=8, batch_size=32, lr=0.01, momentum=0.9, weight_decay=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def _as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a GPU compute deterministically: otherwise two launches of one step differ."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def shard(num: int = 40, device: str = "cuda") -> Shard:
