@@ -25,8 +25,6 @@ from fedmpi.ledger.reader import Ledger
 
 SUFFIX = ".csv"
 FILETYPE, FORMAT_VERSION = "fedmpi-curve", 1
-# Settings that make no other configuration: repeats differ in the seed, machines in where the data lie.
-NOT_TOLD_APART = ("seed", "data.root")
 COLUMNS: Mapping[str, Any] = {
     "round_idx": np.int32,
     "test_accuracy": np.float64,

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from curves import NOT_TOLD_APART, Array, Curve
+from curves import Array, Curve
 from pictures import PictureError, alike, differences
 
+# Settings, and sections of them, that make no other configuration: repeats differ in the seed, machines in the rest.
+NOT_TOLD_APART = ("seed", "data.root", "placement", "comm", "ledger")
 METRICS = {"test": "test accuracy", "client": "mean client accuracy"}
 COUNTS = {"wire": "as measured on the wire", "paper": "as the paper counts"}
 # A dense message's header and counts, at most: N dense rounds are to fit the cap of N dense rounds.
@@ -127,7 +129,12 @@ def rows_of(curves: Sequence[Curve], metric: str, mean_of: int | None = None) ->
 
 def told_apart(one: Run) -> dict[str, Any]:
     """Return the settings that make a row."""
-    return {key: value for key, value in one.settings.items() if key not in NOT_TOLD_APART}
+    return {key: value for key, value in one.settings.items() if tells_apart(key)}
+
+
+def tells_apart(key: str) -> bool:
+    """Return whether runs that differ in a setting are of different configurations."""
+    return key not in NOT_TOLD_APART and key.partition(".")[0] not in NOT_TOLD_APART
 
 
 def check_one_task(runs: Sequence[Run]) -> None:
@@ -136,7 +143,7 @@ def check_one_task(runs: Sequence[Run]) -> None:
     for other in runs[1:]:
         for key in dict.fromkeys([*first.settings, *other.settings]):
             ours, theirs = first.settings.get(key), other.settings.get(key)
-            if key.startswith(("data.", "partition.")) and key not in NOT_TOLD_APART and ours != theirs:
+            if key.startswith(("data.", "partition.")) and tells_apart(key) and ours != theirs:
                 raise PictureError(
                     f"runs of one table have the same data and partition, but {key} is {ours} in {first.path} and "
                     f"{theirs} in {other.path}; make a table of each"

@@ -28,6 +28,7 @@ data: {{name: cifar10, root: {root}}}
 partition: {{name: shards, num_clients: 400}}
 algorithm: {algorithm}
 participation: {{clients_per_round: {clients}}}
+placement: {{device: {device}}}
 """
 
 
@@ -59,7 +60,14 @@ def write(tmp_path):
         status="done", num_rounds=8, config=CONFIG, num_clients=2, client=True, **settings,
     ):  # fmt: skip
         path = tmp_path / f"{next(names)}.h5"
-        settings = {"seed": 1, "rounds": 8, "root": "null", "clients": num_clients, "algorithm": algorithm} | settings
+        settings = {
+            "seed": 1,
+            "rounds": 8,
+            "root": "null",
+            "device": "cpu",
+            "clients": num_clients,
+            "algorithm": algorithm,
+        } | settings
         writer = LedgerWriter(path, attrs={}, config_yaml=config.format(**settings), flush_s=1e9)
         writer.set_partition(np.full(398, 40), np.full((398, 1), 40))
         up_nbytes = int(4 * num_params * kept) + 40
@@ -140,7 +148,7 @@ def test_metric(script, write, capsys):
 
 def test_seeds_are_one_row(script, write, capsys, tmp_path):
     first = write(root="/here")
-    second = write(seed=2, root="/there", accuracies=(0.3, 0.1, 0.2, 0.1), kept=1.1)
+    second = write(seed=2, root="/there", device="cuda", accuracies=(0.3, 0.1, 0.2, 0.1), kept=1.1)
     other = write("{name: fedavg, mu: 1}")
     out = tmp_path / "new" / "table.csv"
     words = [first, second, other, "--caps", "1/4,1/2", "--count", "wire", "--csv", out]
