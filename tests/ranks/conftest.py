@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from agreement import meet
 
 
 @pytest.fixture
@@ -15,8 +16,9 @@ def shared_folder():
     from mpi4py import MPI
 
     comm = MPI.COMM_WORLD
+    meet()
     folder = comm.bcast(tempfile.mkdtemp(prefix="fedmpi-test.") if comm.rank == 0 else None)
     yield Path(folder)
-    comm.Barrier()
+    meet()
     if comm.rank == 0:
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from agreement import meet
 from support import write_config
 
 from fedmpi.cli import main
@@ -38,12 +39,12 @@ class Ranks:
     def refused(self, *arguments: object, status: int, words: str) -> None:
         """Run a configuration: this status on every rank, one error of these words, and no output."""
         self._capfd.readouterr()
-        self.comm.Barrier()
+        meet()
         try:
             found = main(["run", *map(str, arguments), "-o", str(self.out)])
         except SystemExit as exit_:  # as a usage error ends
             found = int(str(exit_.code))
-        self.comm.Barrier()
+        meet()
         printed, error = self._capfd.readouterr()
         assert (found, printed) == (status, ""), error
         if self.comm.rank == 0:

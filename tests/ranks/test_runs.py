@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import Delaying, check_agreement, run_alone, run_on_all
+from agreement import Delaying, check_agreement, meet, run_alone, run_on_all
 from support import ALGORITHMS, digests, small_config
 from torch import nn
 
@@ -291,7 +291,7 @@ def test_every_byte_that_mpi_carried_is_in_the_ledger(shared_folder):
                 with Ledger(out / "ledger.h5") as ledger:
                     summary = ledger.summary()
                 assert summary["wire_nbytes"] + summary["simulation_nbytes"] == carried, (host, name)
-            MPI.COMM_WORLD.Barrier()
+            meet()
 
 
 @pytest.mark.ranks(3, timeout=60)
