@@ -112,9 +112,9 @@ class _StepGraph:
 def _record(model: FlatModel, step: Step, x: Tensor, y: Tensor) -> _StepGraph | None:
     """Record a step, or return None if that fails or a replay would not have the bits of the launches.
 
-    The model, its momentum and the random state are afterwards as they were.
+    The model, its gradients and momentum and the random state are afterwards as they were.
     """
-    numbers = [model.state_S, model.momentum_P, model.ints_I]
+    numbers = [model.state_S, model.grads_P, model.momentum_P, model.ints_I]
     before, random = [tensor.clone() for tensor in numbers], torch.cuda.get_rng_state(model.device)
 
     def restore() -> None:
