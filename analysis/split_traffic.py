@@ -77,7 +77,8 @@ def read_traffic(path: Path, by: str) -> Traffic:
     for phase in dict.fromkeys(first.tolist()):
         of_phase = first == phase
         if phase == ONCE:
-            once_nbytes = float(sent[of_phase].sum()) / len(set(messages["client_id"][of_phase].tolist()))
+            got = set(messages["client_id"][of_phase & complete].tolist())
+            once_nbytes = float(sent[of_phase].sum()) / max(1, len(got))
         else:
             nbytes[phase] = float(sent[of_phase].sum()) / num_turns
     label = str(config.get("algorithm", {}).get("name", path.stem))

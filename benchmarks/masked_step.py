@@ -74,7 +74,7 @@ def main() -> None:
     for repeat in range(arguments.repeats + 2):  # the first two warm up
         for name, keeper in keepers.items():
             model.params_P.copy_(start_P)
-            launches = patch.object(local, "step_by_graph", lambda model, cfg, step: step)
+            launches = patch.object(local, "step_by_graph", lambda model, cfg, step, updates: step)
             with launches if name == "launched" else contextlib.nullcontext():
                 began = clock(device)
                 train_local(model, shard, CONFIG, rng=stream(0, repeat, 0, "batches"), after_step=keeper)

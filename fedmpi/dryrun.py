@@ -1,4 +1,4 @@
-"""``fedmpi run --dry-run``: everything is checked and the messages of two rounds are made, but nothing is trained.
+"""``fedmpi run --dry-run``: everything is checked and the first rounds' messages are made, but nothing is trained.
 
 The rounds go through the same engine in this process, over the clients that the run would draw, and are logged in a
 ledger that is thrown away. So the bytes of kinds whose size does not follow from what was learnt are those of the run.
@@ -36,8 +36,6 @@ from fedmpi.report.console import megabytes, table
 from fedmpi.wire.message import KINDS, Schema
 from fedmpi.wire.sizes import has_exact_size, most_payload_nbytes
 
-NUM_ROUNDS = 2
-
 
 def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = False) -> int:
     """Check a run as if on `num_ranks` ranks of this machine and print what it would take; return the exit status.
@@ -67,10 +65,11 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     needed = needed_nbytes(memory)
     if needed > (here := memory_of_this_machine()):
         print(f"  warning: about {needed / 1e6:.0f} MB in all, this machine has {here / 1e6:.0f}")
-    print(message_table(messages, sizes, config.rounds))
+    repeats = setup.algorithm.rounds_until_repeated(setup.algorithm_config)
+    print(message_table(messages, sizes, num_made(setup)))
     down, up = whole_run(setup, messages, sizes)
-    is_bound = setup.algorithm.rounds_alike and not sizes.is_exact.all()
-    unlike = "" if setup.algorithm.rounds_alike else " (if all but the first were like the second, which they are not)"
+    is_bound = repeats is not None and not sizes.is_exact.all()
+    unlike = "" if repeats is not None else " (if all but the first were like the second, which they are not)"
     print(
         f"fedmpi: dry run ok, nothing trained or written; {config.rounds} rounds would send "
         f"{'at most' if is_bound else 'about'} down_bytes={down} up_bytes={up}{unlike}"
@@ -78,11 +77,16 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     return 0
 
 
+def num_made(setup: Setup) -> int:
+    """Return of how many rounds the messages are made: the first, and those of one cycle."""
+    return min(setup.config.rounds, 1 + (setup.algorithm.rounds_until_repeated(setup.algorithm_config) or 1))
+
+
 def messages_of_rounds(setup: Setup, folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Hold the first rounds' conversations without training; return the columns of their messages."""
     config = setup.config
     evaluate = config.evaluate.model_copy(update={"every": 0})
-    short = config.model_copy(update={"rounds": min(NUM_ROUNDS, config.rounds), "evaluate": evaluate})
+    short = config.model_copy(update={"rounds": num_made(setup), "evaluate": evaluate})
     setup = dataclasses.replace(setup, config=short)
     rank = Rank(LocalCommunicator(), config.comm.timeout_s)
     store = ClientStateStore(folder / "state", rank.comm.pool)
@@ -125,7 +129,8 @@ def memory_table(memory: Sequence[RankMemory]) -> str:
             rows.append((role, count, *(f"{part / 1e6:.0f}" for part in parts)))
     header = ("role", "ranks", "program", "data", "model", "activations", "messages", "total")
     title = (
-        "memory a rank (MB, estimated; ranks of a node share the data; MPI and the kernels' own buffers come on top)"
+        "memory a rank (MB, estimated; ranks of a node share the data; on top come MPI, the kernels' own buffers, and what"
+        "\nan algorithm keeps beside a model: replay buffers, the server's part for each client in progress)"
     )
     return f"{title}\n{table(header, rows)}"
 
@@ -138,9 +143,9 @@ class Bounded(NamedTuple):
 
 
 def message_table(messages: dict[str, np.ndarray[Any, Any]], sizes: Bounded, num_rounds: int) -> str:
-    """Return the messages of the first round and of a later one by kind; sizes in bytes."""
+    """Return the messages of the first rounds by kind, sizes in bytes; of a long cycle the beginning and the end."""
     rows = []
-    for round_idx in range(min(NUM_ROUNDS, num_rounds)):
+    for round_idx in sorted({0, min(1, num_rounds - 1), num_rounds - 1}):
         for direction in ("down", "up"):
             of_direction = (messages["round_idx"] == round_idx) & (messages["direction"] == direction)
             for kind in dict.fromkeys(messages["kind"][of_direction].tolist()):
@@ -148,7 +153,7 @@ def message_table(messages: dict[str, np.ndarray[Any, Any]], sizes: Bounded, num
                 wire = int(sizes.nbytes[chosen].sum())
                 is_exact = bool(sizes.is_exact[chosen].all())
                 count = int(np.count_nonzero(chosen))
-                name = "1" if round_idx == 0 else "later"
+                name = "later" if round_idx == 1 and num_rounds == 2 else str(round_idx + 1)
                 rows.append(
                     (name, direction, kind, count, f"{'' if is_exact else '<= '}{wire}", f"{wire / count:.0f}",
                      megabytes(wire))
@@ -177,7 +182,7 @@ def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]], sizes: Bo
     """Return the bytes down and up of all rounds, from the sizes of the messages that were made.
 
     Who takes part in the other rounds, and who is lost, is known; what a client's messages weigh is taken to be as in
-    the last round that was made.
+    the same round of the cycle that was made.
     """
     num_rounds = setup.config.rounds
     participation = setup.config.participation
@@ -194,9 +199,13 @@ def whole_run(setup: Setup, messages: dict[str, np.ndarray[Any, Any]], sizes: Bo
         of_direction = messages["direction"] == direction
         made = [
             int(sizes.nbytes[of_direction & (messages["round_idx"] == round_idx)].sum())
-            for round_idx in range(min(NUM_ROUNDS, num_rounds))
+            for round_idx in range(num_made(setup))
         ]
-        last = max((i for i in range(len(made)) if counts[i]), default=0)
-        each = made[last] / max(1, counts[last])
-        totals.append(sum(made) + round(each * sum(counts[len(made) :])))
+        # Where nobody took part in such a round, as in the last before it in which somebody did.
+        each = [0.0] * len(made)
+        for i, nbytes in enumerate(made):
+            each[i] = nbytes / counts[i] if counts[i] else each[max(0, i - 1)]
+        cycle = each[1:] or each
+        rest = sum(cycle[(i - 1) % len(cycle)] * counts[i] for i in range(len(made), num_rounds))
+        totals.append(sum(made) + round(rest))
     return totals[0], totals[1]

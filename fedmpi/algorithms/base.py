@@ -409,6 +409,9 @@ class Algorithm:
         raises `ConfigError` for settings that cannot be.
     rounds_alike : bool
         Whether the rounds after the first are alike in what is sent, so that a dry run can tell all from two.
+    cycle : callable, optional
+        ``f(config)`` returning after how many rounds, the first left aside, what is sent repeats, so that a dry run can
+        tell all from those; None if it does not. It stands in place of `rounds_alike`.
     warm_up : callable, optional
         ``f(config)`` compiling what else it will need, such as `fedmpi.compress.topk.warm_up`.
     """
@@ -422,6 +425,7 @@ class Algorithm:
     messages: Callable[[AlgorithmConfig], Sequence[type[Message]]] | None = None
     check: Callable[[AlgorithmConfig, InitialModel, RunConfig], list[str]] | None = None
     rounds_alike: bool = True
+    cycle: Callable[[AlgorithmConfig], int | None] | None = None
     warm_up: Callable[[AlgorithmConfig], None] | None = None
 
     def schema(
@@ -433,3 +437,9 @@ class Algorithm:
         if self.model_sizes is not None and spec is not None and run is not None:
             extra |= self.model_sizes(config, spec, run)
         return replace(schema, sizes={**schema.sizes, **extra})
+
+    def rounds_until_repeated(self, config: AlgorithmConfig) -> int | None:
+        """Return the length of the cycle of what is sent, in rounds after the first; None if there is none."""
+        if self.cycle is not None:
+            return self.cycle(config)
+        return 1 if self.rounds_alike else None

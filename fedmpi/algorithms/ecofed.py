@@ -126,11 +126,9 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
     warnings = split_warnings(config)
     if config.period == "adaptive" and not run.evaluate.every:
         raise ConfigError("algorithm.period=adaptive goes by tests: evaluate.every must be 1 or more, got 0")
-    if config.replay_dir is not None and not config.replay_dir.is_dir():
-        raise ConfigError(f"algorithm.replay_dir must be a folder that is there, got {config.replay_dir}")
     if config.error_feedback and config.bits is None:
         warnings.append("algorithm.error_feedback does nothing with algorithm.bits=null")
-    if config.period != "adaptive" and "adaptive_periods" in config.model_fields_set:
+    if config.period != "adaptive" and config.adaptive_periods != EcoFedConfig.model_fields["adaptive_periods"].default:
         warnings.append("algorithm.adaptive_periods does nothing without algorithm.period=adaptive")
     model = run.model.model_dump()
     taken = model.get("pretrained_units", 2)
@@ -143,6 +141,12 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
     return warnings
 
 
+def cycle(config: AlgorithmConfig) -> int | None:
+    """Return how many rounds there are from one update to the next, if that is the same throughout."""
+    assert isinstance(config, EcoFedConfig)
+    return config.period if isinstance(config.period, int) else None
+
+
 ALGORITHM = Algorithm(
     "ecofed",
     EcoFedConfig,
@@ -151,5 +155,5 @@ ALGORITHM = Algorithm(
     model_sizes=ecofed_sizes,
     messages=message_classes,
     check=check,
-    rounds_alike=False,
+    cycle=cycle,
 )

@@ -47,7 +47,9 @@ class EcoFedConfig(SplitConfig):
         2_000_000_000, ge=0, description="bytes of the replay buffer in memory; what is beyond goes to files"
     )
     replay_nbytes: int | None = Field(None, ge=1, description="bytes of the replay buffer at most; null is no limit")
-    replay_dir: Path | None = Field(None, description="where its files go; by default the system's temporary folder")
+    replay_dir: Path | None = Field(
+        None, description="where its files go, made if it is not there; by default the system's temporary folder"
+    )
 
     @field_validator("adaptive_periods")
     @classmethod

@@ -43,6 +43,8 @@ class FedAvgMServer(FedAvgServer):
         w_P = self.model.state_S[: self.ctx.layout.num_params]
         previous_P = self._previous_P.copy_(w_P)
         super().end_round(round_idx)
+        if not self.mean.total_samples:
+            return {}  # nobody replied: as elsewhere, the model stays
         self._velocity_P.mul_(self.config.server_momentum).add_(previous_P - w_P)
         torch.add(previous_P, self._velocity_P, alpha=-self.config.server_lr, out=w_P)
         return {}

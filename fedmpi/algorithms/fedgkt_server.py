@@ -179,6 +179,8 @@ class OriginalServer(AuxiliaryServer):
             position += len(y_B)
             if trains:
                 self.count_steps(len(y_B))
+            else:
+                self.ctx.count_ops(len(y_B) * self.cut.operations().server.forward)
             teacher_BK = logits_of(logits_up.numbers, len(y_B), self.cut.num_classes).to(self.ctx.device)
             if self.ctx.dry_run:
                 found.append(teacher_BK)

@@ -61,7 +61,8 @@ class ReplayBuffer:
     limit_nbytes : int, optional
         Bytes of frames to keep at all.
     folder : Path, optional
-        Where a folder for the files is made, once there is one to write; the system's temporary folder by default.
+        Where a folder for the files is made, once there is one to write, and which is made too if it is not there; the
+        system's temporary folder by default.
     """
 
     def __init__(self, memory_nbytes: int, limit_nbytes: int | None = None, folder: Path | None = None) -> None:
@@ -159,6 +160,8 @@ class ReplayBuffer:
     def _write(self, client_id: int, frames: np.ndarray) -> None:
         try:
             if self._folder is None:
+                if self._parent is not None:
+                    self._parent.mkdir(parents=True, exist_ok=True)
                 self._folder = Path(tempfile.mkdtemp(prefix="fedmpi-replay-", dir=self._parent))
             frames.tofile(self._path(client_id))
         except OSError as error:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmpi.algorithms.base import AlgorithmConfig
@@ -41,6 +41,15 @@ class SplitConfig(AlgorithmConfig):
         description="exact: levels from 0 for activations that are never negative, else as many on both sides of 0; "
         "released: always both sides, as EcoFed's code has it, so that one of the bits is never used behind a ReLU",
     )
+
+    @model_validator(mode="after")
+    def _check_bits(self) -> Self:
+        if self.quantizer == "released" and self.bits == 1:
+            raise ValueError(
+                "bits must be 2 or more with quantizer=released, whose one bit is a sign, the same for all activations "
+                "behind a ReLU, got 1"
+            )
+        return self
 
 
 @message("weights-seed", "down")
@@ -145,14 +154,18 @@ class Cut:
     Raises
     ------
     ConfigError
-        If the network cannot be cut there, or its data are not images.
+        If the network cannot be cut there, if what crosses is neither images nor one axis, if the server's part has no
+        parameter, or if the data are not images.
     """
 
     def __init__(self, model: ModelSpec, point: int) -> None:
         if not isinstance(model.shape, ImageShape):
             raise ConfigError("split learning takes images, got text: choose another data.name or another algorithm")
         module = model.build()
-        device, server = split(module, point, model.shape)
+        try:
+            device, server = split(module, point, model.shape)
+        except ConfigError as error:
+            raise ConfigError(f"algorithm.point={point}: {error}") from error
         self._operations = {
             back: count_split_operations(module, point, model.shape, passes_back=back) for back in (False, True)
         }
@@ -162,6 +175,15 @@ class Cut:
         names = [name for name, _ in device.named_children()], [name for name, _ in server.named_children()]
         self.device: LayoutPart = layout_part(self.layout, names[0])
         self.server: LayoutPart = layout_part(self.layout, names[1])
+        if not self.server.layout.num_params:
+            raise ConfigError(
+                f"algorithm.point={point} leaves the server nothing to train: no unit from the cut on has a parameter"
+            )
+        if len(self.shape) == 2 or len(self.shape) > 3:
+            raise ConfigError(
+                f"algorithm.point={point} cuts where a sample sends numbers of shape {self.shape}: that must be "
+                "(channels, height, width), or one axis behind a fully connected layer"
+            )
         self.num_classes = model.num_classes
 
     def operations(self, *, passes_back: bool = True) -> SplitOperations:

@@ -121,6 +121,10 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
     warnings = split_warnings(config)
     if config.version == 2 and run.server.host != "rank0":
         warnings.append(f"algorithm.version=2 holds its conversations on rank 0, not server.host={run.server.host}")
+    if config.version == 2 and run.time is not None:
+        warnings.append(
+            "algorithm.version=2 works on one client after the other: of the virtual times the sum alone is its round's"
+        )
     return warnings
 
 

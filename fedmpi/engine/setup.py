@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from fedmpi.algorithms import registry as algorithms
 from fedmpi.algorithms.base import Algorithm, AlgorithmConfig
-from fedmpi.config import RunConfig
+from fedmpi.config import DataConfig, RunConfig
 from fedmpi.data.datasets import Dataset, load_dataset
 from fedmpi.data.partition import Partition, make_partition
 from fedmpi.data.source import data_hash
@@ -79,6 +81,27 @@ def resolve(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"algorithm": algorithm_config, "model": models.resolve(config.model)})
 
 
+def _about_source(info: PretrainedInfo, path: Path, dataset: Dataset, data: DataConfig) -> list[str]:
+    if info.data_hash == data_hash(dataset):
+        return [f"{path} was trained on the very samples of this run, not on others"]
+    shared = shared_classes(info, data)
+    if shared is None:
+        return []
+    return [f"{path} was trained on data.name={data.name} too: samples of {shared} may be among the clients'"]
+
+
+def shared_classes(pretrained: PretrainedInfo, data: DataConfig) -> str | None:
+    """Return, in words, the classes of this data set that weights were trained on too; None if there are none."""
+    source = json.loads(pretrained.metadata.get("data", "{}"))
+    if source.get("name") != data.name:
+        return None
+    theirs, ours = source.get("classes"), data.classes
+    if theirs is None and ours is None:
+        return "all classes"
+    both = sorted(set(ours if theirs is None else theirs) & set(theirs if ours is None else ours))
+    return f"classes {both}" if both else None
+
+
 def prepare(config: RunConfig) -> Setup:
     """Load the data, split it, build the initial model.
 
@@ -109,10 +132,11 @@ def prepare(config: RunConfig) -> Setup:
     schema = replace(algorithm.schema(algorithm_config, initial.layout, spec, config), wire=config.wire)
     warnings = algorithm.check(algorithm_config, initial, config) if algorithm.check is not None else []
     pretrained = None
-    if model_config.pretrained is not None:
-        pretrained = describe(model_config.pretrained, key="model.pretrained")
-        if pretrained.data_hash == data_hash(dataset):
-            warnings.append(f"{model_config.pretrained} was trained on the very samples of this run, not on others")
+    for key, path in (("model.weights", model_config.weights), ("model.pretrained", model_config.pretrained)):
+        if path is not None:
+            info = describe(path, key=key)
+            warnings += _about_source(info, path, dataset, config.data)
+            pretrained = info if key == "model.pretrained" else None
     return Setup(
         config,
         algorithm,

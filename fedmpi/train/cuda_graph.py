@@ -9,8 +9,8 @@ used, and where a bit differs, or the step cannot be recorded, the launches stay
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,10 +28,11 @@ _SEEN_BEFORE = 3
 """Steps that a size takes before it is recorded: libraries set themselves up, and a rare size is not worth a graph."""
 _PURE_PACKAGES = ("torch", "fedmpi")
 
-_KEPT: WeakKeyDictionary[FlatModel, StepGraphs] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[FlatModel, dict[bool, StepGraphs]] = WeakKeyDictionary()
+"""Of each model, the graphs of steps without and with the optimizer's update."""
 
 
-def step_by_graph(model: FlatModel, cfg: TrainConfig, step: Step) -> Step:
+def step_by_graph(model: FlatModel, cfg: TrainConfig, step: Step, *, updates: bool) -> Step:
     """Return a function that does what `step` does, by graphs where that is possible.
 
     Parameters
@@ -41,6 +42,9 @@ def step_by_graph(model: FlatModel, cfg: TrainConfig, step: Step) -> Step:
     cfg : TrainConfig
         Settings of the optimizer; a graph holds for those that it was recorded with.
     step : callable
+    updates : bool
+        Whether the step ends with the optimizer's update; else it leaves the gradients for it. A model may take steps
+        of both kinds in turn.
 
     Returns
     -------
@@ -48,18 +52,37 @@ def step_by_graph(model: FlatModel, cfg: TrainConfig, step: Step) -> Step:
         `step` itself on a CPU, for Adam, whose step depends on how many came before it, and for modules of other
         packages, whose Python code may do other things from call to call.
     """
-    if model.device.type != "cuda" or cfg.optimizer != "sgd" or not is_pure(model.module):
+    if not has_graphs(model.device) or cfg.optimizer != "sgd" or not is_pure(model.module):
         return step
-    settings = (cfg.lr, cfg.momentum, cfg.weight_decay, cfg.nesterov, cfg.clip_norm)
-    graphs = _KEPT.get(model)
+    # Of a backward pass alone, graphs hold for any settings.
+    settings = (cfg.lr, cfg.momentum, cfg.weight_decay, cfg.nesterov, cfg.clip_norm) if updates else ()
+    kinds = _KEPT.setdefault(model, {})
+    graphs = kinds.get(updates)
     if graphs is None or graphs.settings != settings:
-        graphs = _KEPT[model] = StepGraphs(settings)
+        graphs = kinds[updates] = StepGraphs(settings)
     return lambda x, y: graphs.take(model, step, x, y)
 
 
+def has_graphs(device: torch.device) -> bool:
+    """Return whether steps on a device can be recorded."""
+    return device.type == "cuda"
+
+
 def is_pure(module: nn.Module) -> bool:
-    """Return whether a module and all in it are classes of torch or fedmpi, which do the same at every call."""
-    return all(type(part).__module__.partition(".")[0] in _PURE_PACKAGES for part in module.modules())
+    """Return whether a module and all in it, hooks too, are torch's or fedmpi's, which do the same at every call."""
+
+    def is_foreign(code: object) -> bool:
+        return getattr(code, "__module__", None) is None or code.__module__.partition(".")[0] not in _PURE_PACKAGES
+
+    return not any(
+        is_foreign(type(part)) or "forward" in vars(part) or any(map(is_foreign, _hooks_of(part)))
+        for part in module.modules()
+    )
+
+
+def _hooks_of(part: nn.Module) -> Iterator[object]:
+    for hooks in (part._forward_pre_hooks, part._forward_hooks, part._backward_pre_hooks, part._backward_hooks):
+        yield from hooks.values()
 
 
 class StepGraphs:
@@ -88,7 +111,9 @@ class StepGraphs:
             if self._seen[size] < _SEEN_BEFORE or len(self._graphs) == MOST_GRAPHS:
                 self._seen[size] += 1
                 return step(x, y)
-            self._graphs[size] = _record(model, step, x, y)
+            # They share the memory of the first: of what one keeps there, nothing is read once another is replayed.
+            pool = next((graph.pool for graph in self._graphs.values() if graph is not None), None)
+            self._graphs[size] = _record(model, step, x, y, pool)
         graph = self._graphs[size]
         return graph.replay(x, y) if graph is not None else step(x, y)
 
@@ -96,11 +121,12 @@ class StepGraphs:
 class _StepGraph:
     """One step, recorded; its inputs and its loss lie where they lay then."""
 
-    def __init__(self, step: Step, x: Tensor, y: Tensor) -> None:
+    def __init__(self, step: Step, x: Tensor, y: Tensor, pool: Any) -> None:
         self._x, self._y = x.clone(), y.clone()  # clones keep the order of a tensor's dimensions in memory
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, pool=pool):
             self._loss = step(self._x, self._y)
+        self.pool = self._graph.pool()
 
     def replay(self, x: Tensor, y: Tensor) -> Tensor:
         self._x.copy_(x)
@@ -109,7 +135,7 @@ class _StepGraph:
         return self._loss
 
 
-def _record(model: FlatModel, step: Step, x: Tensor, y: Tensor) -> _StepGraph | None:
+def _record(model: FlatModel, step: Step, x: Tensor, y: Tensor, pool: Any) -> _StepGraph | None:
     """Record a step, or return None if that fails or a replay would not have the bits of the launches.
 
     The model, its gradients and momentum and the random state are afterwards as they were.
@@ -131,7 +157,7 @@ def _record(model: FlatModel, step: Step, x: Tensor, y: Tensor) -> _StepGraph | 
 
     launched = results(step)
     try:
-        graph = _StepGraph(step, x, y)
+        graph = _StepGraph(step, x, y, pool)
         replayed = results(graph.replay)
     except RuntimeError:  # what waits for the GPU, say, cannot be recorded
         restore()

@@ -112,7 +112,7 @@ def train_local(
 
     recorded: Step = backward_and_update if is_plain else backward
     if after_forward is None:
-        recorded = step_by_graph(model, cfg, recorded)
+        recorded = step_by_graph(model, cfg, recorded, updates=is_plain)
 
     def take_step(x: Tensor, y: Tensor) -> Tensor:
         loss = recorded(x, y)

@@ -74,7 +74,16 @@ def test_a_run_is_the_same_again(tmp_path: Path, name: str) -> None:
     assert alone(tmp_path, name) == alone(tmp_path, name)
 
 
-@pytest.mark.parametrize(("name", "num_ranks"), [("feddst", 2), ("feddst", 4), ("splitfed", 2), ("ecofed", 3)])
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "feddst", "prunefl", "resnet18"])
+def test_steps_by_graphs_make_the_run_that_launches_make(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = alone(tmp_path, name)
+    monkeypatch.setattr("fedmpi.train.local.step_by_graph", lambda model, cfg, step, updates: step)
+    assert alone(tmp_path, name) == found
+
+
+@pytest.mark.parametrize(("name", "num_ranks"), [("prunefl", 2), ("feddst", 4), ("splitfed", 2), ("ecofed", 3)])
 def test_a_run_is_the_same_on_ranks_that_share_the_gpu(tmp_path: Path, name: str, num_ranks: int) -> None:
     config = write_config(tmp_path, **RUNS[name])
     arguments = ["-m", "fedmpi", "run", str(config), "-o", str(tmp_path / "ranks")]

@@ -10,6 +10,7 @@ from typing import Any
 from support import digests, run_here, small_config
 
 from fedmpi.comm.local import LocalCommunicator
+from fedmpi.ledger.check import Check
 from fedmpi.ledger.reader import Ledger
 
 
@@ -104,6 +105,7 @@ def check_agreement(
         if rank == 0:
             assert digests(out) == expected[like], name
             assert masks_of(out) == masks[like], name
+            assert Check(out / "ledger.h5").problems == [], name
             with Ledger(out / "ledger.h5") as ledger:
                 simulation_nbytes[name] = ledger.summary()["simulation_nbytes"]
     return simulation_nbytes

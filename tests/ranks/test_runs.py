@@ -43,6 +43,8 @@ FEW = {
     "every kind of value, with the player",
     "masks moved",
     "masks, clients lost, with a peer",
+    "masks as released",
+    "a mask that stays",
     "reconfigured",
     "scored",
 }

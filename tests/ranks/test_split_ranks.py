@@ -12,7 +12,15 @@ from support import ALGORITHMS
 SPLITNET = f"{ALGORITHMS / 'splitnet.py'}:Net"
 
 
-FEW = {"split", "distilled, clients' own networks", "replayed, with a peer", "replayed, clients lost"}
+FEW = {
+    "split",
+    "split, one after the other",
+    "local losses",
+    "distilled",
+    "distilled, clients' own networks",
+    "replayed, with a peer",
+    "replayed, clients lost",
+}
 """Cases that any number of ranks is tried with; three ranks are tried with all."""
 
 

@@ -89,6 +89,14 @@ def test_without_momentum_it_is_fedavg(models: list[list[float]]) -> None:
         np.testing.assert_allclose(got, step(fedavg, round_idx, (2, model), (5, model[::-1])), rtol=1e-6, atol=1e-6)
 
 
+def test_a_round_without_replies_moves_nothing() -> None:
+    half = server(server_momentum=0.5)
+    moved = step(half, 0, (1, [0.0, 0.0, 0.0]))
+    kept = copy.deepcopy(half.state_dict())
+    assert step(half, 1) == moved
+    assert torch.equal(half.state_dict()["velocity"], kept["velocity"])
+
+
 def test_the_velocity_is_part_of_the_state() -> None:
     half = server(server_momentum=0.5)
     step(half, 0, (1, [0.0, 0.0, 0.0]))

@@ -60,6 +60,17 @@ def test_a_limit_drops_the_oldest_upload_and_must_hold_one() -> None:
 
 
 def test_files_that_cannot_be_written(tmp_path: Path) -> None:
-    buffer = ReplayBuffer(0, folder=tmp_path / "none")
-    with pytest.raises(OutputError, match=r"the replay buffer cannot be written to .*none"):
+    (tmp_path / "file").write_text("mine")
+    buffer = ReplayBuffer(0, folder=tmp_path / "file")
+    with pytest.raises(OutputError, match=r"the replay buffer cannot be written to .*file"):
         buffer.put(1, upload(1))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_folder_for_files_is_made_when_there_is_one_to_write(tmp_path: Path) -> None:
+    buffer = ReplayBuffer(0, folder=tmp_path / "new" / "folder")
+    assert not (tmp_path / "new").exists()
+    buffer.put(1, upload(1))
+    assert list((tmp_path / "new" / "folder").glob("fedmpi-replay-*/1.frames"))
+    buffer.close()
+    assert not list((tmp_path / "new" / "folder").iterdir())

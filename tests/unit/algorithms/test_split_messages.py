@@ -87,7 +87,7 @@ def test_the_released_quantizer_wastes_a_bit() -> None:
 @pytest.mark.parametrize("value", [0.0, 2.5, -1.0])
 def test_constant_batches(bits: int, value: float) -> None:
     a = torch.full((2, 3, 2, 2), value)
-    for quantizer in ("exact", "released"):
+    for quantizer in ("exact", *(["released"] if bits > 1 else [])):
         message = encode_activations(a, config(bits=bits, quantizer=quantizer))
         if not (bits == 1 and value == 0):
             found = decode_activations(message, (3, 2, 2), CPU)

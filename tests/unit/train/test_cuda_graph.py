@@ -15,7 +15,7 @@ from fedmpi.config import NamedSection, TrainConfig
 from fedmpi.data.datasets import Dataset
 from fedmpi.data.shapes import ImageShape
 from fedmpi.data.shard import DeviceImages, Shard
-from fedmpi.flat import FlatModel
+from fedmpi.flat import FlatModel, leave_out_cudnn
 from fedmpi.models.registry import build_model, resolve
 from fedmpi.rng import stream
 from fedmpi.train import cuda_graph, local
@@ -52,6 +52,10 @@ def small(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), *layers, nn.Flatten(), nn.Linear(8 * 15 * 15, 10))
 
 
+def num_graphs(model: FlatModel) -> int:
+    return sum(graphs.num_graphs for graphs in cuda_graph._KEPT.get(model, {}).values())
+
+
 def train(
     module: nn.Module, cfg: TrainConfig, turns: int = 3, **hooks: Any
 ) -> tuple[list[Tensor], list[LocalStats], int]:
@@ -59,19 +63,22 @@ def train(
     model = FlatModel(module, torch.device("cuda"))
     data = shard()
     stats = [train_local(model, data, cfg, rng=stream(0, turn, 0, "batches"), **hooks) for turn in range(turns)]
-    graphs = cuda_graph._KEPT.get(model)
-    return [model.state_S, model.ints_I, model.momentum_P], stats, graphs.num_graphs if graphs is not None else 0
+    return [model.state_S, model.ints_I, model.momentum_P], stats, num_graphs(model)
+
+
+def as_it_is(model: FlatModel, cfg: TrainConfig, step: Step, *, updates: bool) -> Step:
+    return step
 
 
 def launched(module: nn.Module, cfg: TrainConfig, **hooks: Any) -> tuple[list[Tensor], list[LocalStats], int]:
-    with patch.object(local, "step_by_graph", lambda model, cfg, step: step):
+    with patch.object(local, "step_by_graph", as_it_is):
         return train(module, cfg, **hooks)
 
 
-def assert_same(build: Callable[[], nn.Module], cfg: TrainConfig, num_graphs: int, **hooks: Any) -> None:
+def assert_same(build: Callable[[], nn.Module], cfg: TrainConfig, wanted: int, **hooks: Any) -> None:
     numbers, stats, found = train(build(), cfg, **hooks)
     expected, expected_stats, none = launched(build(), cfg, **hooks)
-    assert (found, none) == (num_graphs, 0)
+    assert (found, none) == (wanted, 0)
     assert stats == expected_stats
     assert all(torch.equal(a, b) for a, b in zip(numbers, expected, strict=True))
 
@@ -140,7 +147,7 @@ def test_other_settings_get_graphs_of_their_own() -> None:
         model, data = FlatModel(named("cifar10net"), torch.device("cuda")), shard()
         for turn, lr in enumerate((0.1, 0.1, 0.01, 0.01)):
             cfg = CONFIG.model_copy(update={"lr": lr})
-            with patch.object(local, "step_by_graph", step_by_graph if by_graph else lambda model, cfg, step: step):
+            with patch.object(local, "step_by_graph", step_by_graph if by_graph else as_it_is):
                 train_local(model, data, cfg, rng=stream(0, turn, 0, "batches"), fresh=turn % 2 == 0)
         results.append(model.state_S)
     assert torch.equal(*results)
@@ -162,11 +169,11 @@ def test_where_a_bit_differs_steps_are_launched() -> None:
         model.params_P.add_(float(calls))
         return model.params_P[0].clone()
 
-    take = step_by_graph(model, CONFIG, step)
+    take = step_by_graph(model, CONFIG, step, updates=True)
     x, y = torch.zeros(4, 3), torch.zeros(4)
     for _ in range(6):
         take(x.cuda(), y.cuda())
-    assert cuda_graph._KEPT[model].num_graphs == 0
+    assert num_graphs(model) == 0
     assert calls == 8  # one of them recorded, one to compare with
 
 
@@ -178,18 +185,55 @@ def test_only_so_many_sizes_are_recorded() -> None:
         model.params_P.add_(x.sum())
         return y.sum()
 
-    take = step_by_graph(model, CONFIG, step)
+    take = step_by_graph(model, CONFIG, step, updates=True)
     for size in range(1, MOST_GRAPHS + 3):
         for _ in range(6):
             assert float(take(torch.zeros(size, device="cuda"), torch.ones(size, device="cuda"))) == size
-    assert cuda_graph._KEPT[model].num_graphs == MOST_GRAPHS
+    assert num_graphs(model) == MOST_GRAPHS
+
+
+class Replayed:
+    """In place of a graph where there is no GPU: it does what was recorded, and nothing of what is asked for later."""
+
+    pool = None
+
+    def __init__(self, model: FlatModel, step: Step, x: Tensor, y: Tensor, pool: Any) -> None:
+        self.replay = step
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("turns", ["pphhpphh", "hhpphhpp", "phphphph"])
+def test_steps_with_hooks_and_without_do_not_take_each_others_graphs(device: str, turns: str) -> None:
+    """As PruneFL's, which looks at gradients in some rounds alone."""
+    cfg = CONFIG.model_copy(update={"local_epochs": 4})
+
+    def play(step_by: Callable[..., Step]) -> tuple[list[Tensor], list[Tensor], list[LocalStats]]:
+        model, data, seen, stats = FlatModel(named("mlp"), torch.device(device)), shard(device=device), [], []
+        with patch.object(local, "step_by_graph", step_by), patch.object(local, "make_direct_step", lambda *_: None):
+            for turn, kind in enumerate(turns):
+                look = (lambda model: seen.append(model.grads_P.clone())) if kind == "h" else None
+                rng = stream(0, turn, 0, "batches")
+                stats.append(train_local(model, data, cfg, rng=rng, after_backward=look))
+        if step_by is step_by_graph:
+            assert {kind: graphs.num_graphs for kind, graphs in cuda_graph._KEPT[model].items()} == {True: 2, False: 2}
+        return [model.state_S, model.momentum_P], seen, stats
+
+    expected = play(as_it_is)
+    if device == "cpu":
+        with patch.object(cuda_graph, "has_graphs", lambda _: True), patch.object(cuda_graph, "_record", Replayed):
+            found = play(step_by_graph)
+    else:
+        found = play(step_by_graph)
+    assert found[2] == expected[2]
+    assert len(found[1]) == len(expected[1]) == 4 * 8
+    assert all(torch.equal(a, b) for a, b in zip(found[0] + found[1], expected[0] + expected[1], strict=True))
 
 
 def test_on_a_cpu_steps_are_as_they_were() -> None:
     def step(x: Tensor, y: Tensor) -> Tensor:
         return x
 
-    taken: Step = step_by_graph(FlatModel(named("mlp")), CONFIG, step)
+    taken: Step = step_by_graph(FlatModel(named("mlp")), CONFIG, step, updates=True)
     assert taken is step
 
 
@@ -200,3 +244,13 @@ def test_code_from_elsewhere_may_do_other_things_from_call_to_call() -> None:
 
     assert all(is_pure(build()) for build in MODELS.values())
     assert not is_pure(nn.Sequential(nn.Linear(2, 2), Fickle()))
+    assert not is_pure(nn.Sequential(Fickle()))
+    hooked = named("mlp")
+    hooked[1].register_forward_hook(lambda *_: None)
+    assert not is_pure(hooked)
+    own = named("mlp")
+    own[1].forward = own[1].forward
+    assert not is_pure(own)
+    norm = nn.BatchNorm2d(3)
+    leave_out_cudnn(norm)
+    assert is_pure(norm)
