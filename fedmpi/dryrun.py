@@ -129,8 +129,8 @@ def memory_table(memory: Sequence[RankMemory]) -> str:
             rows.append((role, count, *(f"{part / 1e6:.0f}" for part in parts)))
     header = ("role", "ranks", "program", "data", "model", "activations", "messages", "total")
     title = (
-        "memory a rank (MB, estimated; ranks of a node share the data; on top come MPI, the kernels' own buffers, and what"
-        "\nan algorithm keeps beside a model: replay buffers, the server's part for each client in progress)"
+        "memory a rank (MB, estimated; ranks of a node share the data; on top come MPI, the kernels' own buffers, and\n"
+        "what an algorithm keeps beside a model: replay buffers, the server's part for each client in progress)"
     )
     return f"{title}\n{table(header, rows)}"
 

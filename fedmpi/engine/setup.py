@@ -95,10 +95,14 @@ def shared_classes(pretrained: PretrainedInfo, data: DataConfig) -> str | None:
     source = json.loads(pretrained.metadata.get("data", "{}"))
     if source.get("name") != data.name:
         return None
-    theirs, ours = source.get("classes"), data.classes
+    theirs: set[int] | None = set(source["classes"]) if source.get("classes") is not None else None
+    ours = set(data.classes) if data.classes is not None else None
     if theirs is None and ours is None:
         return "all classes"
-    both = sorted(set(ours if theirs is None else theirs) & set(theirs if ours is None else ours))
+    if theirs is not None and ours is not None:
+        both = sorted(theirs & ours)
+    else:
+        both = sorted(theirs or ours or ())  # the other has all
     return f"classes {both}" if both else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -26,6 +27,21 @@ def fedmpi(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a process of its own, as other files with the same messages must."""
     command = [sys.executable, "-m", "fedmpi", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+
+
+def several(folder: Path, *commands: list[str]) -> list[tuple[int, str]]:
+    """Run commands one after the other in one other process; return the status and the words of each."""
+    code = (
+        "import json, sys; from fedmpi.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    status = main(words); print(flush=True); print(f'\\nstatus {status}', file=sys.stderr, flush=True)"
+    )
+    command = [sys.executable, "-c", code, json.dumps(commands)]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=True, cwd=folder
+    )
+    parts = re.split(r"^status (\d+)$", done.stdout, flags=re.MULTILINE)
+    return [(int(status), words) for words, status in zip(parts[::2], parts[1::2], strict=False)]
 
 
 @pytest.fixture(scope="module")
@@ -114,15 +130,17 @@ def test_the_page_names_all_dtypes() -> None:
 def test_what_the_page_says_of_its_settings(folder: Path) -> None:
     (folder / "half.py").write_text(BLOCKS[0])  # a whole file by itself
     name = "algorithm.name=half.py:HALF"
-    done = fedmpi(folder, "run", "run.yaml", name, "algorithm.server_lr=0")
-    assert (done.returncode, "algorithm.server_lr must be above 0, got 0" in done.stderr) == (2, True), done.stderr
-    done = fedmpi(folder, "run", "run.yaml", name, "algorithm.sever_lr=1")
-    assert (done.returncode, "did you mean algorithm.server_lr?" in done.stderr) == (2, True), done.stderr
-    done = fedmpi(folder, "config", name)
-    assert "algorithm.server_lr=1" in done.stdout, done.stderr
-    done = fedmpi(folder, "run", "run.yaml", name, "--dry-run", "-o", "none")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"up +change ", done.stdout)
+    wrong, mistyped, listed, dry = several(
+        folder,
+        ["run", "run.yaml", name, "algorithm.server_lr=0"],
+        ["run", "run.yaml", name, "algorithm.sever_lr=1"],
+        ["config", name],
+        ["run", "run.yaml", name, "--dry-run", "-o", "none"],
+    )
+    assert wrong[0] == 2 and "algorithm.server_lr must be above 0, got 0" in wrong[1]
+    assert mistyped[0] == 2 and "did you mean algorithm.server_lr?" in mistyped[1]
+    assert listed[0] == 0 and "algorithm.server_lr=1" in listed[1]
+    assert dry[0] == 0 and re.search(r"up +change ", dry[1])
     assert not (folder / "none" / "ledger.h5").exists()
 
 

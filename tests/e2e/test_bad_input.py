@@ -275,7 +275,9 @@ def small_files(limit_nbytes: int) -> Callable[[], None]:
 
 
 def test_a_disk_that_fills_while_logging(tmp_path: Path) -> None:
-    config = write_config(tmp_path, rounds=3000, evaluate={"every": 0}, ledger={"flush_s": 0.01})
+    config = write_config(
+        tmp_path, rounds=3000, evaluate={"every": 0}, ledger={"flush_s": 0.01}, train={"batch_size": 600}
+    )
     command = [sys.executable, "-m", "fedmpi", "run", str(config), "-o", str(tmp_path / "out")]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, preexec_fn=small_files(2_500_000)

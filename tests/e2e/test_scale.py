@@ -44,9 +44,9 @@ def memory_at(config: Path, out: Path, marks: tuple[int, ...], *overrides: str) 
 
 
 def test_memory_is_flat_from_round_to_round(tmp_path: Path) -> None:
-    """From round 30, when the largest client has been seen and the heap has its shape, to round 230."""
-    config = write_config(tmp_path, rounds=240, evaluate={"every": 5, "batch_size": 50}, ledger={"flush_s": 0.05})
-    first, last = memory_at(config, tmp_path / "out", (30, 230))
+    """From round 30, when the largest client has been seen and the heap has its shape, to round 130."""
+    config = write_config(tmp_path, rounds=140, evaluate={"every": 5, "batch_size": 50}, ledger={"flush_s": 0.05})
+    first, last = memory_at(config, tmp_path / "out", (30, 130))
     assert len(first) == 3
     for before, after in zip(first, last, strict=True):
         assert after < 1.01 * before
