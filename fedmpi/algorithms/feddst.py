@@ -252,6 +252,7 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
             "reached"
         )
     last = config.readjust_epoch == "last" or config.readjust_epoch == run.train.local_epochs - 1
+    # With the released code's own server that is what its profile is for.
     if config.alpha and (last or run.train.local_epochs == 1) and config.reprune == "union":
         warnings.append("algorithm.readjust_epoch is the last local epoch: what grows is sent before it was trained")
     return warnings

@@ -81,8 +81,8 @@ class PruneFLConfig(AlgorithmConfig):
     samples_per_round: int = Field(100, ge=1, description="samples that a client trains on in a round, for its time")
     layer_times: list[Annotated[float, Field(gt=0)]] | None = Field(
         None,
-        description="t_l of each layer, seconds that a weight adds to a round, in place of what the four settings "
-        "above but c come to",
+        description="t_l of each layer, seconds that a weight adds to a round, in place of what the three settings "
+        "above come to",
     )
 
     def reconfigures(self, round_idx: int) -> bool:
@@ -307,6 +307,10 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
             f"algorithm.initial_interval={config.initial_interval} is above initial_iterations="
             f"{config.initial_iterations}: the first client prunes nothing"
         )
+    replaced = ("comm_s", "compute_s_per_op", "samples_per_round")
+    idle = [name for name in replaced if getattr(config, name) != PruneFLConfig.model_fields[name].default]
+    if config.layer_times is not None and idle:
+        warnings.append(f"algorithm.{idle[0]} does nothing with algorithm.layer_times, which stands for it")
     return warnings
 
 

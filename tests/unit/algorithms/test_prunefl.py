@@ -283,6 +283,13 @@ def test_a_mask_that_will_not_change_is_warned_of() -> None:
     assert "prunes nothing" in warning
 
 
+def test_times_that_are_given_leave_others_without_use() -> None:
+    times = PruneFLConfig(name="prunefl", layer_times=[1.0, 2.0, 3.0], samples_per_round=40)
+    (warning,) = check(times, initial(), RunConfig(rounds=51))
+    assert "algorithm.samples_per_round does nothing" in warning
+    assert check(PruneFLConfig(name="prunefl", samples_per_round=40), initial(), RunConfig(rounds=51)) == []
+
+
 def test_initial_model_is_not_changed() -> None:
     world = StagedWorld("prunefl", **FAST)
     world.play(0, [1])
