@@ -22,6 +22,7 @@ import yaml
 from pictures import PictureError, flat_settings
 
 from fedmpi.ledger.reader import Ledger
+from fedmpi.ledger.schema import LEDGER_NAME
 
 SUFFIX = ".csv"
 FILETYPE, FORMAT_VERSION = "fedmpi-curve", 1
@@ -73,8 +74,10 @@ def read_curve(path: Path) -> Curve:
     OutputError
         As `Ledger` does.
     PictureError
-        If a curve file cannot be read, with the line and what was expected there.
+        If a curve file cannot be read, with the line and what was expected there; and for a folder of such files.
     """
+    if path.is_dir() and not (path / LEDGER_NAME).exists() and any(path.glob(f"*{SUFFIX}")):
+        raise PictureError(f"{path} holds no run but curve files; give these, as {path}/*{SUFFIX}")
     return _from_file(path) if path.suffix == SUFFIX else _from_ledger(path)
 
 

@@ -126,6 +126,9 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
     warnings = split_warnings(config)
     if config.period == "adaptive" and not run.evaluate.every:
         raise ConfigError("algorithm.period=adaptive goes by tests: evaluate.every must be 1 or more, got 0")
+    folder = config.replay_dir
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ConfigError(f"algorithm.replay_dir must be a folder, or a path to make one at; {folder} is a file")
     if config.error_feedback and config.bits is None:
         warnings.append("algorithm.error_feedback does nothing with algorithm.bits=null")
     if config.period != "adaptive" and config.adaptive_periods != EcoFedConfig.model_fields["adaptive_periods"].default:

@@ -359,6 +359,7 @@ def test_settings_that_do_nothing_are_pointed_out(tmp_path: Path, here: Here) ->
     for algorithm, words in (
         ({"name": "ecofed", "period": "adaptive"}, "evaluate.every must be 1 or more, got 0"),
         ({"name": "ecofed", "quantizer": "released", "bits": 1}, "bits must be 2 or more with quantizer=released"),
+        ({"name": "ecofed", "replay_dir": __file__}, "algorithm.replay_dir must be a folder"),
     ):
         config = write_config(tmp_path, **{**COMMON, "algorithm": algorithm, "rounds": 1})
         status, _, errors = here("run", config, "-o", tmp_path / "out", "--overwrite")

@@ -213,3 +213,9 @@ def test_curve_files_that_were_cut_or_are_none(run, tmp_path):
     path.write_bytes(b"\x89HDF\xff\xfe")
     assert "that are no UTF-8 text" in run(path, status=6)
     assert "cannot read the curve: No such file" in run(tmp_path / "none.csv", status=6)
+
+
+def test_a_folder_of_curve_files_is_pointed_out(run, study, tmp_path):
+    folder = tmp_path / "curves"
+    run(study[0], "--save-curves", folder)
+    assert f"{folder} holds no run but curve files; give these, as {folder}/*.csv" in run(folder, status=6)
