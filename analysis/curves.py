@@ -76,8 +76,9 @@ def read_curve(path: Path) -> Curve:
     PictureError
         If a curve file cannot be read, with the line and what was expected there; and for a folder of such files.
     """
-    if path.is_dir() and not (path / LEDGER_NAME).exists() and any(path.glob(f"*{SUFFIX}")):
-        raise PictureError(f"{path} holds no run but curve files; give these, as {path}/*{SUFFIX}")
+    folder = path.parent  # of the ledger that it would be a run's
+    if path.name == LEDGER_NAME and not path.exists() and any(folder.glob(f"*{SUFFIX}")):
+        raise PictureError(f"{folder} holds no run but curve files; give these, as {folder}/*{SUFFIX}")
     return _from_file(path) if path.suffix == SUFFIX else _from_ledger(path)
 
 
