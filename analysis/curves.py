@@ -22,7 +22,6 @@ import yaml
 from pictures import PictureError, flat_settings
 
 from fedmpi.ledger.reader import Ledger
-from fedmpi.ledger.schema import LEDGER_NAME
 
 SUFFIX = ".csv"
 FILETYPE, FORMAT_VERSION = "fedmpi-curve", 1
@@ -77,7 +76,7 @@ def read_curve(path: Path) -> Curve:
         If a curve file cannot be read, with the line and what was expected there; and for a folder of such files.
     """
     folder = path.parent  # of the ledger that it would be a run's
-    if path.name == LEDGER_NAME and not path.exists() and any(folder.glob(f"*{SUFFIX}")):
+    if path.name == "ledger.h5" and not path.exists() and any(folder.glob(f"*{SUFFIX}")):
         raise PictureError(f"{folder} holds no run but curve files; give these, as {folder}/*{SUFFIX}")
     return _from_file(path) if path.suffix == SUFFIX else _from_ledger(path)
 
