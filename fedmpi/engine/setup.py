@@ -81,8 +81,8 @@ def resolve(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"algorithm": algorithm_config, "model": models.resolve(config.model)})
 
 
-def _about_source(info: PretrainedInfo, path: Path, dataset: Dataset, data: DataConfig) -> list[str]:
-    if info.data_hash == data_hash(dataset):
+def _about_source(info: PretrainedInfo, path: Path | None, dataset: Dataset, data: DataConfig) -> list[str]:
+    if info.metadata and info.data_hash == data_hash(dataset):  # of a file that says nothing, no sample need be read
         return [f"{path} was trained on the very samples of this run, not on others"]
     shared = shared_classes(info, data)
     if shared is None:
@@ -135,12 +135,11 @@ def prepare(config: RunConfig) -> Setup:
     spec = ModelSpec(model_config, dataset.shape, dataset.num_classes)
     schema = replace(algorithm.schema(algorithm_config, initial.layout, spec, config), wire=config.wire)
     warnings = algorithm.check(algorithm_config, initial, config) if algorithm.check is not None else []
-    pretrained = None
-    for key, path in (("model.weights", model_config.weights), ("model.pretrained", model_config.pretrained)):
-        if path is not None:
-            info = describe(path, key=key)
-            warnings += _about_source(info, path, dataset, config.data)
-            pretrained = info if key == "model.pretrained" else None
+    paths = {"model.weights": model_config.weights, "model.pretrained": model_config.pretrained}
+    sources = {key: describe(path, key=key) for key, path in paths.items() if path is not None}
+    for key, info in sources.items():
+        warnings += _about_source(info, paths[key], dataset, config.data)
+    pretrained = sources.get("model.pretrained")
     return Setup(
         config,
         algorithm,
