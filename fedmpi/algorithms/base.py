@@ -407,11 +407,9 @@ class Algorithm:
     check : callable, optional
         ``f(config, initial, run)`` returning warnings about the settings for this model and this run, in words; it
         raises `ConfigError` for settings that cannot be.
-    rounds_alike : bool
-        Whether the rounds after the first are alike in what is sent, so that a dry run can tell all from two.
-    cycle : callable, optional
-        ``f(config)`` returning after how many rounds, the first left aside, what is sent repeats, so that a dry run can
-        tell all from those; None if it does not. It stands in place of `rounds_alike`.
+    cycle : int, None or callable
+        After how many rounds, the first left aside, what is sent repeats, so that a dry run can tell all from those;
+        None if it does not. Where that hangs on the settings, ``f(config)`` returning it.
     warm_up : callable, optional
         ``f(config)`` compiling what else it will need, such as `fedmpi.compress.topk.warm_up`.
     """
@@ -424,8 +422,7 @@ class Algorithm:
     model_sizes: Callable[[AlgorithmConfig, ModelSpec, RunConfig], Mapping[str, int]] | None = None
     messages: Callable[[AlgorithmConfig], Sequence[type[Message]]] | None = None
     check: Callable[[AlgorithmConfig, InitialModel, RunConfig], list[str]] | None = None
-    rounds_alike: bool = True
-    cycle: Callable[[AlgorithmConfig], int | None] | None = None
+    cycle: Callable[[AlgorithmConfig], int | None] | int | None = 1
     warm_up: Callable[[AlgorithmConfig], None] | None = None
 
     def schema(
@@ -439,7 +436,5 @@ class Algorithm:
         return replace(schema, sizes={**schema.sizes, **extra})
 
     def rounds_until_repeated(self, config: AlgorithmConfig) -> int | None:
-        """Return the length of the cycle of what is sent, in rounds after the first; None if there is none."""
-        if self.cycle is not None:
-            return self.cycle(config)
-        return 1 if self.rounds_alike else None
+        """Return `cycle`, worked out for these settings."""
+        return self.cycle(config) if callable(self.cycle) else self.cycle

@@ -267,7 +267,7 @@ def _algorithm(name: str, config: type[FedDSTConfig]) -> Algorithm:
         sizes=mask_sizes,
         messages=message_classes,
         check=check,
-        rounds_alike=False,
+        cycle=None,
         warm_up=compile_choice,
     )
 

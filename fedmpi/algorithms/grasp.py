@@ -269,5 +269,5 @@ ALGORITHM = Algorithm(
     sizes=mask_sizes,
     messages=all_messages,
     check=check,
-    rounds_alike=False,
+    cycle=None,
 )

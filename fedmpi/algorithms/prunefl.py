@@ -327,6 +327,6 @@ ALGORITHM = Algorithm(
     sizes=mask_sizes,
     messages=all_messages,
     check=check,
-    rounds_alike=False,
+    cycle=None,
     warm_up=compile_choice,
 )
