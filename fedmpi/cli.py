@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except FedmpiError as error:
-        if _launched_rank() == 0:  # ranks that a launcher started would all say the same
+        if _speaks():
             print(f"fedmpi: error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
@@ -51,18 +51,17 @@ def _give_up_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _launched_rank() -> int:
-    from fedmpi.comm.launcher import launched_as
+def _speaks() -> bool:
+    from fedmpi.comm.launcher import speaks
 
-    launched = launched_as()
-    return launched[1] if launched else 0
+    return speaks()
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors begin as all others of the program do, whichever the command."""
 
     def error(self, message: str) -> NoReturn:
-        if _launched_rank() == 0:
+        if _speaks():
             self.print_usage(sys.stderr)
             print(f"fedmpi: error: {message}", file=sys.stderr)
         self.exit(ConfigError.exit_status)

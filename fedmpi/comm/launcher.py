@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from fedmpi.comm.base import Communicator
 from fedmpi.comm.local import LocalCommunicator
@@ -30,6 +31,22 @@ def launched_as() -> tuple[int, int] | None:
         if os.environ.get(size, "").isdigit() and os.environ.get(rank, "").isdigit():
             return int(os.environ[size]), int(os.environ[rank])
     return None
+
+
+def speaks(wait_s: float = 5.0) -> bool:
+    """Say whether this process prints an error that all launched ones meet alike, after which all end: rank 0 does.
+
+    Open MPI's launcher, and srun where so configured, kill the rest of a job with the first process that fails. So
+    the other ranks give rank 0 `wait_s` seconds to say it. Open MPI's have then not been killed: rank 0 met no error,
+    and they speak themselves.
+    """
+    launched = launched_as()
+    if launched is None or launched[1] == 0:
+        return True
+    openmpi = "OMPI_COMM_WORLD_SIZE" in os.environ
+    if openmpi or "SLURM_STEP_ID" in os.environ:
+        time.sleep(wait_s)
+    return openmpi
 
 
 def connect(config: CommConfig) -> Communicator:

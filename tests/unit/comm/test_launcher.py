@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import fedmpi.comm
-from fedmpi.comm.launcher import connect, launched_as
+from fedmpi.comm.launcher import connect, launched_as, speaks
 from fedmpi.comm.local import LocalCommunicator
 from fedmpi.config import CommConfig
 from fedmpi.errors import PlacementError
@@ -61,6 +62,28 @@ def test_a_slurm_batch_script_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_mpirun_within_a_slurm_step_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, SLURM_STEP_ID="0", SLURM_NTASKS="1", SLURM_PROCID="0", PMI_SIZE="4", PMI_RANK="2")
     assert launched_as() == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "waits", "says"),
+    [
+        ({}, False, True),
+        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, False, True),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, False, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, False, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, True, True),
+        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, False, True),
+        ({"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}, True, False),
+    ],
+)
+def test_where_one_failure_kills_the_job_rank_0_has_the_first_word(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], waits: bool, says: bool
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    set_all(monkeypatch, **environment)
+    assert speaks(3.0) is says
+    assert slept == ([3.0] if waits else [])
 
 
 def test_without_a_launcher_one_process_and_no_mpi() -> None:
