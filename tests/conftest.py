@@ -1,33 +1,31 @@
 """Plain ``pytest`` runs the several-rank tests too: a test marked ``ranks(n)`` is run again on n MPI ranks.
 
-The outer pytest starts mpiexec with one pytest a rank that runs this test alone; every rank writes a verdict, and all
-must say ok. A rank that fails aborts its job, a silent one runs into the time limit, and the whole process group is
-killed, so that no rank can hang the suite. Inside somebody's own mpiexec such tests are skipped.
+The outer pytest starts mpiexec with one pytest a rank, which runs this test and those after it that want the same
+ranks, so that not every test waits for their start; every rank writes a verdict on each, and all must say ok. A rank
+that fails aborts its job, a silent one runs into the time limit, and the whole process group is killed, so that no rank
+can hang the suite; the tests that had not had their turn get a job of their own. Inside somebody's own mpiexec such
+tests are skipped.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
-import shutil
 import signal
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
-from support import run_ranks
+from rank_jobs import VERDICTS, RankJobs, judge, seconds_of
 
 from fedmpi.comm.launcher import launched_as
 
 # Two shared cores: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("fedmpi", deadline=None)
 hypothesis.settings.load_profile("fedmpi")
-
-VERDICTS = "FEDMPI_TEST_VERDICTS"
-"""Set for the ranks of a test: the folder for their verdicts."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,6 +57,17 @@ def _own_signals() -> Iterator[None]:
     signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.fixture(autouse=True)
+def _stacks_of_silent_ranks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have every rank of a test say where it is, shortly before the first that is out of time ends the job."""
+    if VERDICTS not in os.environ:
+        yield
+        return
+    faulthandler.dump_traceback_later(max(1, seconds_of(request.node) - 5), file=sys.__stderr__)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
 @pytest.fixture
 def launches() -> None:
     """For tests that start jobs themselves: they are skipped inside somebody's mpiexec."""
@@ -81,28 +90,28 @@ def here(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int,
     torch.set_num_threads(threads)
 
 
+JOBS = pytest.StashKey[RankJobs]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if VERDICTS in os.environ:
+        for item in session.items:
+            item.add_marker(pytest.mark.timeout(max(1, seconds_of(item) - 3)))
+        return
+    jobs = RankJobs(session.items, together=not hasattr(session.config, "workerinput"))
+    session.config.stash[JOBS] = jobs
+    for item in session.items:
+        if item.get_closest_marker("ranks"):
+            item.add_marker(pytest.mark.timeout(jobs.timeout(item) + 30))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    marker = pyfuncitem.get_closest_marker("ranks")
-    if marker is None or VERDICTS in os.environ:
+    if pyfuncitem.get_closest_marker("ranks") is None or VERDICTS in os.environ:
         return None
-    num_ranks, timeout = marker.args[0], marker.kwargs.get("timeout", 60)
-    folder = Path(tempfile.mkdtemp(prefix="verdicts."))
-    node = f"{pyfuncitem.path}::{pyfuncitem.nodeid.split('::', 1)[1]}"
-    arguments = ["-X", "faulthandler", "-m", "pytest", "-q", "-x", "-s", "--no-header", "-p", "no:cacheprovider"]
-    arguments += ["-o", f"faulthandler_timeout={max(1, timeout - 3)}", f"--rootdir={pyfuncitem.config.rootpath}"]
-    arguments += ["-m", "", node]  # a slow test is no less wanted on its ranks
-    env = {VERDICTS: str(folder), **marker.kwargs.get("env", {})}
-    outcome = run_ranks(num_ranks, arguments, timeout=timeout, env=env)
-    problems = [] if outcome.status is not None else [f"not over after {timeout} s"]
-    for rank in range(num_ranks):
-        verdict = folder / f"rank{rank}"
-        said = verdict.read_text() if verdict.exists() else "no verdict: it died, hung, or ended with the job"
-        if said != "ok":
-            problems.append(f"--- rank {rank}:\n{said}")
-    shutil.rmtree(folder, ignore_errors=True)
-    if problems or outcome.status:
-        pytest.fail("\n".join([*problems, f"--- exit {outcome.status}\n{outcome.output[-6000:]}"]), pytrace=False)
+    problems = pyfuncitem.config.stash[JOBS].problems(pyfuncitem)
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
     return True
 
 
@@ -114,7 +123,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> 
         from mpi4py import MPI
 
         said = "ok" if report.passed else f"{report.when}: {report.outcome}\n{report.longreprtext or report.longrepr}"
-        (Path(folder) / f"rank{MPI.COMM_WORLD.rank}").write_text(said)
+        judge(folder, MPI.COMM_WORLD.rank, item, said)
         if report.failed:
             time.sleep(0.3)  # ranks that fail at the same time write theirs too
             MPI.COMM_WORLD.Abort(1)
