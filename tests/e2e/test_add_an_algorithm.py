@@ -69,7 +69,7 @@ def test_the_file_is_short_and_whole() -> None:
     assert {"HalfServer", "HalfClient"} <= {getattr(node, "name", "") for node in ast.parse(BLOCKS[0]).body}
 
 
-@pytest.mark.parametrize("name", ["HALF", "FEEDBACK"])
+@pytest.mark.parametrize("name", ["FEEDBACK", pytest.param("HALF", marks=pytest.mark.slow)])
 def test_one_process_and_three_ranks_agree_and_it_learns(folder: Path, half: Path, name: str, here: Here) -> None:
     settings = [f"algorithm.name={half}:{name}", "algorithm.server_lr=0.9"]
     status, _, errors = here("run", "run.yaml", *settings, "-o", "one")

@@ -301,6 +301,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "ledger.h5").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_as_an_earlier_run_is_to_be_replaced(tmp_path: Path, here: Here) -> None:
     config = str(write_config(tmp_path, rounds=1))
     assert here("run", config, "-o", tmp_path / "out")[0] == 0
@@ -384,7 +385,7 @@ def test_of_two_runs_that_begin_in_one_folder_one_is_refused_whole(tmp_path: Pat
         assert (ledger.attrs["seed"], ledger.status) == (winner, "done")
 
 
-@pytest.mark.parametrize("start", [["run"], ["launch", "-n", "3"]])
+@pytest.mark.parametrize("start", [["run"], pytest.param(["launch", "-n", "3"], marks=pytest.mark.slow)])
 def test_whoever_reads_the_output_goes_away(tmp_path: Path, start: list[str]) -> None:
     config = str(write_config(tmp_path, **LONG))
     process = start_and_wait_for_rounds([sys.executable, "-m", "fedmpi", *start, config, "-o", str(tmp_path / "out")])
@@ -503,6 +504,7 @@ def test_a_rank_that_never_reports(tmp_path: Path) -> None:
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 def test_a_refusal_while_a_worker_is_stuck_or_fails(tmp_path: Path, here: Here) -> None:
     config = write_config(tmp_path, rounds=1)
     assert here("run", config, "-o", tmp_path / "out")[0] == 0
@@ -578,7 +580,7 @@ def interrupt(command: list[str], number: int = signal.SIGINT) -> tuple[int, str
     return process.returncode, error
 
 
-@pytest.mark.parametrize("start", [["run"], ["launch", "-n", "3"]])
+@pytest.mark.parametrize("start", [["run"], pytest.param(["launch", "-n", "3"], marks=pytest.mark.slow)])
 def test_an_interruption_in_the_middle_of_a_round(tmp_path: Path, start: list[str]) -> None:
     config = str(write_config(tmp_path, **LONG))
     command = [sys.executable, "-m", "fedmpi", *start, config, "-o", str(tmp_path / "out")]

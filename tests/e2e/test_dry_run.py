@@ -140,6 +140,7 @@ def test_under_a_launcher_one_rank_speaks(tmp_path: Path) -> None:
     assert re.search(r"^  2 +worker ", outcome.output, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_memory_estimate_is_of_the_right_size(tmp_path: Path) -> None:
     out = ["-o", str(tmp_path / "out")]
     config = str(write_config(tmp_path, model={"name": "mlp", "hidden": [4096, 2048]}, rounds=2))  # 9 M parameters

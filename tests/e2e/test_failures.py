@@ -33,7 +33,7 @@ def fedmpi(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-@pytest.mark.parametrize("where", ["client", "server"])
+@pytest.mark.parametrize("where", ["client", pytest.param("server", marks=pytest.mark.slow)])
 def test_a_rank_that_raises_ends_the_job_with_its_words(tmp_path, where):
     config = trouble(tmp_path, where=where)
     start = time.monotonic()

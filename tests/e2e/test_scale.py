@@ -12,6 +12,7 @@ import pytest
 from support import write_config
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.usefixtures("launches"),
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc"),
 ]

@@ -90,18 +90,20 @@ def script(
 
 
 @pytest.mark.usefixtures("launches")
-def test_a_run_that_is_finished_is_left_out(tmp_path: Path) -> None:
+def test_a_run_that_is_finished_is_left_out(
+    tmp_path: Path, module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As a user starts it, with a real run on one rank."""
     config = write_config(tmp_path)
-    command = [sys.executable, str(JOBS / "run_set.py"), f"{config}@4", "rounds=2", "-o", "out"]
+    words = [f"{config}@4", "rounds=2", "-o", "out"]
+    command = [sys.executable, str(JOBS / "run_set.py"), *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    said = []
-    for _ in range(2):
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout)
-    assert said[0].startswith("small seed4: done in ")
-    assert said[1] == "small seed4: skipped, done in out/small/seed4\n"
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("small seed4: done in ")
+    monkeypatch.chdir(tmp_path)
+    assert module.main(words) == 0
+    assert capsys.readouterr().out == "small seed4: skipped, done in out/small/seed4\n"
     with Ledger(tmp_path / "out" / "small" / "seed4" / "ledger.h5") as ledger:
         assert (ledger.status, len(ledger.rounds["round_idx"]), ledger.attrs["seed"]) == ("done", 2, 4)
 

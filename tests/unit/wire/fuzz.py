@@ -42,6 +42,9 @@ LIMIT_S = 1.0
 HANG_S = 60.0
 """Wall seconds without progress after which the child is taken to hang."""
 
+WARM_UP_S = 600.0
+"""The same while it warms up: with bounds checks every kernel is compiled anew, on cores that others may use too."""
+
 SAMPLE_EVERY = 50
 """Allocations are traced for one mutant in so many, and for more of those that aim at them."""
 
@@ -202,6 +205,7 @@ def peak_nbytes() -> int:
 def run_guarded(start: int, count: int, seed: int) -> Report:
     """Do as `run` does in a child; one that dies or hangs is a finding."""
     seen = mmap.mmap(-1, 8)
+    struct.pack_into("<q", seen, 0, -1)
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
@@ -209,6 +213,7 @@ def run_guarded(start: int, count: int, seed: int) -> Report:
             os.close(read_end)
             warm_up()
             limit_memory()
+            struct.pack_into("<q", seen, 0, 0)
             report = run(start, count, seed, progress=lambda number: struct.pack_into("<q", seen, 0, number))
             outcomes = [[kind, outcome, n] for (kind, outcome), n in report.outcomes.items()]
             with os.fdopen(write_end, "w") as pipe:
@@ -233,8 +238,8 @@ def run_guarded(start: int, count: int, seed: int) -> Report:
         (number,) = struct.unpack("<q", seen[:8])
         if number != last:
             last, since = number, time.monotonic()
-        elif time.monotonic() - since > HANG_S:
-            how = f"no progress for {HANG_S:.0f} s"
+        elif time.monotonic() - since > (limit_s := HANG_S if number >= 0 else WARM_UP_S):
+            how = f"no progress for {limit_s:.0f} s"
             os.kill(child, signal.SIGKILL)
             break
         time.sleep(0.05)
@@ -245,7 +250,7 @@ def run_guarded(start: int, count: int, seed: int) -> Report:
         return Report(
             Counter({(kind, outcome): n for kind, outcome, n in outcomes}), findings, slowest_s, growth_nbytes
         )
-    (number,) = struct.unpack("<q", seen[:8])
+    number = max(0, *struct.unpack("<q", seen[:8]))
     error = RuntimeError(how or f"the process ended with status {status}")
     return Report(findings=[described(seed, number, mutate(numbered(seed, number)), error)])
 
