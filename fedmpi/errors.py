@@ -50,10 +50,12 @@ class WireError(ProtocolError):
         Byte offset in the frame at which reading failed.
     expected, got : object
         What the format or the receiver's schema asks for, and what the bytes say.
+    hint : str, optional
+        What that means.
     """
 
-    def __init__(self, what: str, *, offset: int, expected: object, got: object) -> None:
-        super().__init__(f"{what}: at byte {offset} expected {expected}, got {got}")
+    def __init__(self, what: str, *, offset: int, expected: object, got: object, hint: str = "") -> None:
+        super().__init__(f"{what}: at byte {offset} expected {expected}, got {got}{hint and ': '}{hint}")
         self.offset = offset
         self.expected = expected
         self.got = got

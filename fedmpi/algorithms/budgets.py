@@ -26,7 +26,12 @@ Distribution: TypeAlias = Literal["erk", "er", "uniform", "erk_released"]
 
 
 def layer_counts(
-    weights: Sequence[Entry], density: float, distribution: Distribution, *, num_biases: Sequence[int] | None = None
+    weights: Sequence[Entry],
+    density: float,
+    distribution: Distribution,
+    *,
+    num_biases: Sequence[int] | None = None,
+    setting: str = "density",
 ) -> np.ndarray:
     """Return how many weights each layer keeps.
 
@@ -46,6 +51,8 @@ def layer_counts(
         a little off.
     num_biases : sequence of L ints, optional
         Biases beside each of `weights`, none by default; only erk_released asks.
+    setting : str
+        What the density is called under `algorithm`, for errors.
 
     Returns
     -------
@@ -64,16 +71,16 @@ def layer_counts(
     if not total:
         raise ConfigError("algorithm: the model has no weight of a convolution or linear layer to mask")
     if not 0 < density <= 1:
-        raise ConfigError(f"algorithm.density must be in (0, 1], got {density}; 1.0 is dense")
+        raise ConfigError(f"algorithm.{setting} must be in (0, 1], got {density}; 1.0 is dense")
     numels = [entry.numel for entry in weights]
     if distribution == "erk_released":
-        counts = _released(weights, density, [0] * len(weights) if num_biases is None else num_biases)
+        counts = _released(weights, density, [0] * len(weights) if num_biases is None else num_biases, setting)
     else:
         counts = _apportion(round(density * total), [_share(entry, distribution) for entry in weights], numels)
     if not any(counts):
         raise ConfigError(
-            f"algorithm.density must keep at least one of the {total} weights that can be masked; {density} of them is "
-            f"{density * total:.3g}, rounded to 0"
+            f"algorithm.{setting} must keep at least one of the {total} weights that can be masked; {density} of them "
+            f"is {density * total:.3g}, rounded to 0"
         )
     return np.array(counts, np.int64)
 
@@ -115,7 +122,7 @@ def _apportion(total: int, shares: Sequence[int], numels: Sequence[int]) -> list
     return counts
 
 
-def _released(weights: Sequence[Entry], density: float, num_biases: Sequence[int]) -> list[int]:
+def _released(weights: Sequence[Entry], density: float, num_biases: Sequence[int], setting: str) -> list[int]:
     sizes = [entry.numel + biases for entry, biases in zip(weights, num_biases, strict=True)]
     if density == 1:
         return [entry.numel for entry in weights]
@@ -132,7 +139,7 @@ def _released(weights: Sequence[Entry], density: float, num_biases: Sequence[int
         layer_density = 1 - factor * sparsity
         if not 0 <= layer_density <= 1:
             raise ConfigError(
-                f"algorithm.density={density}: with erk_released {entry.name} comes to a density of "
+                f"algorithm.{setting}={density}: with erk_released {entry.name} comes to a density of "
                 f"{layer_density:.4f}, which must be in [0, 1]; take erk or another density"
             )
         # The released code leaves a layer dense where biases make the count larger than the number of its weights.

@@ -36,12 +36,20 @@ from fedmpi.algorithms.masking import (
     MaskSpace,
     Readjusted,
     compile_choice,
+    num_staying,
     readjust,
     reprune,
     reprune_released,
 )
 from fedmpi.algorithms.sparse_client import Keeper, MaskInUse, SparseClient
-from fedmpi.algorithms.sparse_messages import SparseConfig, check_budgets, counts_of, mask_sizes, message_classes
+from fedmpi.algorithms.sparse_messages import (
+    SparseConfig,
+    check_budgets,
+    counts_of,
+    empty_warnings,
+    mask_sizes,
+    message_classes,
+)
 from fedmpi.algorithms.sparse_server import SparseServer
 from fedmpi.config import RunConfig
 from fedmpi.data.shard import Shard
@@ -130,6 +138,9 @@ class FedDSTConfig(SparseConfig):
 class FedDSTReleasedConfig(FedDSTConfig):
     """Settings under which FedDST does what its authors' released code does."""
 
+    mu: float = Field(
+        0.0, ge=0, description="see feddst; a real term, which in the authors' code has no gradient and so does nothing"
+    )
     layer_distribution: Distribution = Field("erk_released", description="see feddst")
     readjust_epoch: int | Literal["middle", "last"] = Field("last", description="see feddst")
     growth: Growth = Field("all", description="see feddst")
@@ -233,8 +244,9 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
             f"0, got {config.readjust_epoch}"
         )
     if config.final_density is not None:
-        final = config.model_copy(update={"density": config.final_density})
-        warnings += [w for w in check_budgets(final, initial, run) if w not in warnings]
+        space = MaskSpace(initial.layout)
+        counts = counts_of(config, space, initial.layout, config.final_density, "final_density")
+        warnings += empty_warnings(config.final_density, space, counts, "final_density")
     end = config.last_round(run.rounds)
     if config.alpha and (end < 2 or run.rounds < 2):
         warnings.append(
@@ -251,11 +263,25 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
             f"algorithm.end_round={end} is beyond rounds={run.rounds}: final_density={config.final_density:g} is not "
             "reached"
         )
+    alpha = config.alpha_at(1, run.rounds)  # the first that is used, and the largest
+    if alpha and config.final_density is None and not _moves_any(config, initial, alpha):
+        warnings.append(
+            f"algorithm.alpha={config.alpha:g} is less than half a weight of every layer: none moves, though clients "
+            "send masks as if some did"
+        )
     last = config.readjust_epoch == "last" or config.readjust_epoch == run.train.local_epochs - 1
     # With the released code's own server that is what its profile is for.
     if config.alpha and (last or run.train.local_epochs == 1) and config.reprune == "union":
         warnings.append("algorithm.readjust_epoch is the last local epoch: what grows is sent before it was trained")
     return warnings
+
+
+def _moves_any(config: FedDSTConfig, initial: InitialModel, alpha: float) -> bool:
+    """Return whether the share `alpha` of some layer is a weight; also if there is no layer in which any can move."""
+    space = MaskSpace(initial.layout)
+    counts = counts_of(config, space, initial.layout)
+    moves = counts < space.sizes
+    return not moves.any() or bool((num_staying(counts, alpha) < counts)[moves].any())
 
 
 def _algorithm(name: str, config: type[FedDSTConfig]) -> Algorithm:

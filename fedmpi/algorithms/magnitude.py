@@ -55,7 +55,7 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
     """
     assert isinstance(config, DensityConfig)
     space = MaskSpace(initial.layout)
-    return empty_warnings(config, space, space.kept(largest_mask(config, space, initial)))
+    return empty_warnings(config.density, space, space.kept(largest_mask(config, space, initial)))
 
 
 ALGORITHM = Algorithm(

@@ -149,6 +149,12 @@ class Readjusted(NamedTuple):
     grown_P: Tensor
 
 
+def num_staying(counts: Counts, alpha: float) -> Counts:
+    """Return how many of each layer's weights are not chosen anew where the share `alpha` is, (L,) int64."""
+    staying: Counts = np.rint(counts * (1.0 - alpha)).astype(np.int64)
+    return staying
+
+
 def readjust(
     space: MaskSpace,
     params_P: Tensor,
@@ -184,7 +190,7 @@ def readjust(
     """
     before = space.kept(mask_P)
     moves = counts < space.sizes
-    keep = np.where(moves, np.rint(counts * (1.0 - alpha)).astype(np.int64), 0)
+    keep = np.where(moves, num_staying(counts, alpha), 0)
     if growth == "all":
         kept_P = space.largest(params_P, keep)
     else:

@@ -128,11 +128,13 @@ def mask_sizes(config: AlgorithmConfig, layout: Layout) -> dict[str, int]:
     return {"biases": space.num_biases, "weights": space.num_weights}
 
 
-def counts_of(config: SparseConfig, space: MaskSpace, layout: Layout, density: float | None = None) -> Counts:
-    """Return how many weights each layer keeps at the configured density, or at another one."""
+def counts_of(
+    config: SparseConfig, space: MaskSpace, layout: Layout, density: float | None = None, setting: str = "density"
+) -> Counts:
+    """Return how many weights each layer keeps at the configured density, or at another one, called `setting`."""
     biases = [_bias_numel(layout, entry.name) for entry in space.weights]
     chosen = config.density if density is None else density
-    return layer_counts(space.weights, chosen, config.layer_distribution, num_biases=biases)
+    return layer_counts(space.weights, chosen, config.layer_distribution, num_biases=biases, setting=setting)
 
 
 def check_budgets(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> list[str]:
@@ -145,13 +147,13 @@ def check_budgets(config: AlgorithmConfig, initial: InitialModel, run: RunConfig
     """
     assert isinstance(config, SparseConfig)
     space = MaskSpace(initial.layout)
-    return empty_warnings(config, space, counts_of(config, space, initial.layout))
+    return empty_warnings(config.density, space, counts_of(config, space, initial.layout))
 
 
-def empty_warnings(config: DensityConfig, space: MaskSpace, counts: Counts) -> list[str]:
-    """Return a warning for each layer that keeps no weight."""
+def empty_warnings(density: float, space: MaskSpace, counts: Counts, setting: str = "density") -> list[str]:
+    """Return a warning for each layer that keeps no weight at a density, called `setting`."""
     empty = empty_layers(space.weights, counts)
-    return [f"algorithm.density={config.density:g} leaves no weight of {name}: only its bias remains" for name in empty]
+    return [f"algorithm.{setting}={density:g} leaves no weight of {name}: only its bias remains" for name in empty]
 
 
 def _bias_numel(layout: Layout, weight: str) -> int:

@@ -202,7 +202,13 @@ class Known:
             versions = self.versions(name)
             held = ", ".join([*(["..."] if len(versions) > _MOST_NAMED else []), *map(str, versions[-_MOST_NAMED:])])
             held = held or "none"
-            raise WireError(f"{what} version", offset=offset, expected=f"one of those held: {held}", got=version)
+            raise WireError(
+                f"{what} version",
+                offset=offset,
+                expected=f"one of those held: {held}",
+                got=version,
+                hint="what the two ends hold is of different rounds or runs",
+            )
         if found.checksum != stated:
             expected, got = f"checksum {found.checksum:08x}", f"{stated:08x}"
             raise WireError(f"{what} version {version}", offset=offset, expected=expected, got=got)

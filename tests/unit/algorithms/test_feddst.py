@@ -356,8 +356,10 @@ def test_what_does_not_fit_the_run_is_refused() -> None:
         check(config(layer_distribution="erk_released", density=0.01), initial(), run_config())
     with pytest.raises(ConfigError, match="must keep at least one of the 406 weights"):
         check(config(density=0.001), initial(), run_config())
-    with pytest.raises(ConfigError, match="must keep at least one of the 406 weights"):
+    with pytest.raises(ConfigError, match=r"algorithm\.final_density must keep at least one of the 406 weights"):
         check(config(final_density=0.001), initial(), run_config())
+    with pytest.raises(ConfigError, match=r"algorithm\.final_density=0\.01: with erk_released"):
+        check(config(layer_distribution="erk_released", final_density=0.01, density=0.9), initial(), run_config())
 
 
 def test_what_is_warned_of() -> None:
@@ -370,7 +372,11 @@ def test_what_is_warned_of() -> None:
     empty = check(
         config(layer_distribution="uniform", density=0.5, final_density=0.02), initial(), run_config(local_epochs=2)
     )
-    assert empty == ["algorithm.density=0.02 leaves no weight of 0.weight: only its bias remains"]
+    assert empty == ["algorithm.final_density=0.02 leaves no weight of 0.weight: only its bias remains"]
+    (still,) = check(config(alpha=1e-4), initial(), run_config(local_epochs=2))
+    assert still.startswith("algorithm.alpha=0.0001 is less than half a weight of every layer: none moves")
+    assert check(config(alpha=1e-4, final_density=0.5), initial(), run_config(local_epochs=2)) == []
+    assert check(config(alpha=1e-4, density=1), initial(), run_config(local_epochs=2)) == []
 
 
 def test_settings_under_which_nothing_moves_are_warned_of() -> None:

@@ -357,12 +357,12 @@ def test_a_client_whose_mask_is_ahead_of_the_servers() -> None:
         world.play(round_idx, [0, 1])
     assert int(world.states[0]["version"]) == 2
     world.server.load_state_dict(kept)
-    with pytest.raises(ProtocolError, match=r"mask version: at byte \d+ expected one of those held: 2, got 0"):
+    with pytest.raises(ProtocolError, match=r"mask version: .* one of those held: 2, got 0: what .* different"):
         world.play(2, [0, 1])
     world.server.change_mask(None)
     world.states[0]["version"].fill_(7)
     world.server._held[0] = 1
-    with pytest.raises(ProtocolError, match=r"mask version: at byte \d+ expected one of those held: 7, got 1"):
+    with pytest.raises(ProtocolError, match=r"mask version: .* one of those held: 7, got 1: what .* different"):
         world.play(2, [0])
 
 
@@ -533,3 +533,14 @@ def test_weights_under_an_older_mask_that_the_server_still_holds_are_refused() -
     )
     with pytest.raises(ProtocolError, match="client 1 has trained with version 0 of the mask, the server's is 1"):
         world.server.aggregate(2, 1, stale)
+
+
+def test_a_first_mask_that_does_not_fit_names_who_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = f"a mask of this model has {P} positions, got 5"
+    world = World(density=0.3)
+    monkeypatch.setattr(type(world.client), "first_mask", lambda self, initial: torch.ones(5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=f"first_mask of FedDSTClient: {words}"):
+        world.play(0, [0])
+    monkeypatch.setattr(type(world.server), "first_mask", lambda self: torch.ones(5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=f"first_mask of FedDSTServer: {words}"):
+        World(density=0.3)
