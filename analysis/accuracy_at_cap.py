@@ -158,8 +158,10 @@ def write_csv(
 def report(args: argparse.Namespace) -> None:
     """Print the tables, and write what was asked for."""
     curves = [read_curve(path) for path in args.runs]
+    if args.data_note is not None:
+        curves = [one._replace(facts={**one.facts, "data_note": args.data_note}) for one in curves]
     if args.save_curves is not None:
-        for path in save_curves(curves, args.save_curves, args.data_note):
+        for path in save_curves(curves, args.save_curves):
             print(f"saved {path}")
     rows = rows_of(curves, args.metric, args.mean_of)
     num_dense_rounds, dense_nbytes = dense_upload(rows, args.caps, args.of_dense_rounds)
@@ -236,10 +238,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="the table as CSV, accuracies as fractions")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--save-curves", type=Path, metavar="FOLDER", help="write a curve file a run")
-    parser.add_argument("--data-note", metavar="TEXT", help="what curve files say of the data besides their name")
+    parser.add_argument(
+        "--data-note",
+        metavar="TEXT",
+        help="what tables, pictures and curve files say of the data besides its name (default: as curve files do)",
+    )
     args = parser.parse_args(argv)
-    if args.data_note is not None and args.save_curves is None:
-        parser.error("--data-note is written into curve files: give --save-curves FOLDER, too")
     return run(lambda: report(args))
 
 

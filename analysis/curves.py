@@ -81,7 +81,7 @@ def read_curve(path: Path) -> Curve:
     return _from_file(path) if path.suffix == SUFFIX else _from_ledger(path)
 
 
-def save_curves(curves: Sequence[Curve], folder: Path, data_note: str | None = None) -> list[Path]:
+def save_curves(curves: Sequence[Curve], folder: Path) -> list[Path]:
     """Write a file a curve and return their paths.
 
     Parameters
@@ -89,8 +89,6 @@ def save_curves(curves: Sequence[Curve], folder: Path, data_note: str | None = N
     curves : sequence of Curve
     folder : Path
         Made if need be. Files of the same names are replaced.
-    data_note : str, optional
-        What a reader must know of the data and the ledger does not say; without it that of a curve file stays.
 
     Raises
     ------
@@ -105,10 +103,9 @@ def save_curves(curves: Sequence[Curve], folder: Path, data_note: str | None = N
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for one, path in zip(curves, out, strict=True):
-            note = {} if data_note is None else {"data_note": data_note}
             # Beside its name first: a file that is there is whole.
             part = folder / f".{path.name}.{os.getpid()}"
-            part.write_text("\n".join(_lines(one._replace(facts={**one.facts, **note}))) + "\n", encoding="utf-8")
+            part.write_text("\n".join(_lines(one)) + "\n", encoding="utf-8")
             part.replace(path)
     except OSError as error:
         raise PictureError(

@@ -22,7 +22,8 @@ class Run(NamedTuple):
     """A run's tests: rounds, accuracy in [0, 1], and by count the upload so far in bytes, (num_tests,) each.
 
     The accuracy is what the tests so far come to: the best of them, or the mean of the last K. `num_params` is 0 if no
-    message was sent yet, `num_clients` the number of clients that hold data.
+    message was sent yet, `num_clients` the number of clients that hold data, `data_note` what a reader must know of
+    the data, mostly nothing.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Run(NamedTuple):
     num_params: int
     num_clients: int
     done: bool
+    data_note: str
 
     @property
     def seed(self) -> Any:
@@ -96,6 +98,7 @@ def run_of(curve: Curve, metric: str, mean_of: int | None) -> Run:
         facts["num_params"],
         facts["num_clients"],
         facts["status"] == "done",
+        str(facts.get("data_note") or ""),
     )
 
 
@@ -166,9 +169,10 @@ def dense_round_nbytes(runs: Sequence[Run]) -> int:
 
 
 def title(rows: Sequence[Row]) -> str:
-    """Return data set, partition and numbers of clients."""
+    """Return data set, partition and numbers of clients, and what is noted of the data."""
     runs = [one for row in rows for one in row.runs]
     settings = runs[0].settings
     clients = " or ".join(f"{n:,}" for n in sorted({one.num_clients for one in runs}))
     a_round = " or ".join(map(str, sorted({str(one.settings.get("participation.clients_per_round")) for one in runs})))
-    return f"{settings.get('data.name')}, {settings.get('partition.name')}: {clients} clients, {a_round} a round"
+    notes = "".join(f" ({note})" for note in dict.fromkeys(one.data_note for one in runs) if note)
+    return f"{settings.get('data.name')}{notes}, {settings.get('partition.name')}: {clients} clients, {a_round} a round"
