@@ -25,10 +25,11 @@ measured t and c instead: for LEAF's network for FEMNIST and rounds of 5 steps o
 The defaults are theirs as far as they carry over: c, `comm_s`, the 100 samples, and for an operation what their second
 convolution took, a fifth of what their fully connected layers did. Another network on another device needs its own.
 
-Two things differ from the authors' code. It adds a round's gradients up before it squares them, in every round since
-the last reconfiguration, which clients keep; here those of the round itself count, each step's squared, and clients
-keep nothing. And it waits with the first client's reconfigurations for an accuracy above chance, and takes ten batches
-for an iteration. What the authors of FedDST call PruneFL has another rule, which makes the model dense.
+The authors' code differs. It adds a round's gradients up before it squares them, in every round since the last
+reconfiguration, which clients keep; here those of the round itself count, each step's squared, and clients keep
+nothing. The gradients of biases and of layers that are never pruned count in its sum over K. It waits with the first
+client's reconfigurations for an accuracy above chance, takes ten batches for an iteration, and sees the first change of
+size between the first two reconfigurations, where here it is that from the dense model. What the authors of FedDST call PruneFL has another rule, which makes the model dense.
 """
 
 from __future__ import annotations
