@@ -46,12 +46,15 @@ class Traffic(NamedTuple):
         Mean bytes of `ONCE` a client that was sent any.
     settings : mapping
         By dotted key.
+    num_rounds : int
+        That are complete.
     """
 
     label: str
     nbytes: Mapping[str, float]
     once_nbytes: float
     settings: Mapping[str, object]
+    num_rounds: int
 
     @property
     def sum_nbytes(self) -> float:
@@ -82,7 +85,7 @@ def read_traffic(path: Path, by: str) -> Traffic:
         else:
             nbytes[phase] = float(sent[of_phase].sum()) / num_turns
     label = str(config.get("algorithm", {}).get("name", path.stem))
-    return Traffic(label, nbytes, once_nbytes, dict(flat_settings(config)))
+    return Traffic(label, nbytes, once_nbytes, dict(flat_settings(config)), len(rounds["round_idx"]))
 
 
 def distinct(runs: Sequence[Traffic]) -> list[Traffic]:
@@ -148,6 +151,14 @@ def tell(args: argparse.Namespace) -> None:
     if not reference.sum_nbytes:
         raise PictureError("the run to compare with sent nothing; name another with --to")
     print(table(runs, reference, markdown=args.markdown))
+    for one in {one.label: one for one in (*runs, reference)}.values():
+        period = one.settings.get("algorithm.period")
+        if isinstance(period, int) and one.num_rounds % period:
+            print(
+                f"warning: {one.label} has {one.num_rounds} rounds, no multiple of algorithm.period={period}: a "
+                "round's bytes are not those of a long run",
+                file=sys.stderr,
+            )
     if args.out is not None:
         plot(runs, args.out)
 

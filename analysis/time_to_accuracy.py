@@ -1,7 +1,7 @@
 """Say when runs would have reached given accuracies on given links and devices: a table, and a plot with -o.
 
 python analysis/time_to_accuracy.py RUN [RUN ...] [--link PRESET] [--device PRESET] [--server PRESET] [--target 0.8,0.9]
-    [--of mean,max] [-o OUT.png] [--markdown]
+    [--of mean,max] [--per-round] [-o OUT.png] [--markdown]
 
 RUN is the folder of a run or a ledger. Links and devices are presets of `fedmpi.netmodel` or numbers: a link as
 DOWN/UP/LATENCY in bits a second and seconds (20e6/5e6/0.05), a device as operations a second. All presets are
@@ -12,6 +12,9 @@ device and server are at work at once, as far as a conversation may allow.
 
 Operations are in the ledgers of runs that had a section `time`, whichever presets that named. For others leave out
 --device and --server: devices then take no time. A target is reached at the first test of at least that accuracy.
+
+With --per-round the table has the mean time of a round instead, of runs without tests, too: take rounds that are a
+multiple of EcoFed's period. What is sent once, before a client's first round (init), is left out.
 """
 
 from __future__ import annotations
@@ -81,12 +84,20 @@ class Run(NamedTuple):
         return np.cumsum(getattr(times, of))
 
 
-def read_run(path: Path, needs_ops: bool) -> Run:
-    """Read a ledger; raises OutputError as `Ledger` does, PictureError if it lacks tests or operations that count."""
+def read_run(path: Path, needs_ops: bool, per_round: bool = False) -> Run:
+    """Read a ledger; raises OutputError as `Ledger` does, PictureError if it lacks what counts: tests, operations.
+
+    `per_round` leaves out what is sent once, and wants rounds that are over in place of tests.
+    """
     with Ledger(path) as ledger:
         rounds, messages, turns = ledger.rounds, ledger.messages, ledger.turns
         settings = dict(flat_settings(yaml.safe_load(ledger.config_yaml) or {}))
-    if np.isnan(rounds["test_accuracy"]).all():
+    if per_round:
+        if not len(rounds["round_idx"]):
+            raise PictureError(f"{path}: no round is over")
+        is_init = np.char.startswith(messages["kind"].astype(str), "init")
+        messages = {name: column[~is_init] for name, column in messages.items()}
+    elif np.isnan(rounds["test_accuracy"]).all():
         raise PictureError(f"{path}: no round was tested; set evaluate.every to 1 or more and run again")
     round_idx = rounds["round_idx"]
     if len(turns["round_idx"]):
@@ -117,9 +128,9 @@ def read_run(path: Path, needs_ops: bool) -> Run:
     )
 
 
-def read_runs(paths: Sequence[Path], needs_ops: bool) -> list[Run]:
+def read_runs(paths: Sequence[Path], needs_ops: bool, per_round: bool = False) -> list[Run]:
     """Read ledgers; runs of the same algorithm are told apart by their settings, else by the end of their paths."""
-    runs = [read_run(path, needs_ops) for path in paths]
+    runs = [read_run(path, needs_ops, per_round) for path in paths]
     labels = [one.label for one in runs]
     for same in alike(labels):
         for i, words in zip(same, differences([runs[i].settings for i in same]), strict=True):
@@ -144,18 +155,23 @@ def usual_targets(runs: Sequence[Run]) -> list[float]:
     return [step / 20 for step in range(max(1, steps - DEFAULT_TARGETS + 1), max(1, steps) + 1)]
 
 
-def table(runs: Sequence[Run], system: System, of: Sequence[str], targets: Sequence[float], markdown: bool) -> str:
-    """Return aligned lines: a row a run and way of counting, a column a target, in virtual seconds."""
-    lines = [["", "round", *(f"{100 * target:g} %" for target in targets)]]
+def table(
+    runs: Sequence[Run], system: System, of: Sequence[str], targets: Sequence[float] | None, markdown: bool
+) -> str:
+    """Return aligned lines: a row a run and way of counting, a column a target, or one of a round; virtual seconds."""
+    columns = ["s a round"] if targets is None else [f"{100 * target:g} %" for target in targets]
+    lines = [["", "round", *columns]]
     for one in runs:
         for name in of:
             for words, overlap in WAYS.items():
                 seconds = one.seconds(system, name, overlap)
-                found = [time_to(one.accuracy, seconds, target) for target in targets]
+                found: list[float | None] = [float(seconds[-1]) / len(seconds)]
+                if targets is not None:
+                    found = [time_to(one.accuracy, seconds, target) for target in targets]
                 lines.append([one.label, f"{name}{words}", *("-" if s is None else f"{s:.4g}" for s in found)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
-    sides = [str.ljust, str.ljust, *[str.rjust] * len(targets)]
+    sides = [str.ljust, str.ljust, *[str.rjust] * len(columns)]
     if markdown:
         lines[1] = [rule if side is str.ljust else f"{rule[1:]}:" for rule, side in zip(lines[1], sides, strict=True)]
     padded = ([side(text, width) for side, text, width in zip(sides, line, widths, strict=True)] for line in lines)
@@ -214,19 +230,20 @@ def spelled(link: Link) -> str:
 def report(args: argparse.Namespace) -> None:
     """Print the tables, and draw if that was asked for."""
     needs_ops = math.isfinite(args.device[1]) or math.isfinite(args.server[1])
-    runs = read_runs(args.ledgers, needs_ops)
+    runs = read_runs(args.ledgers, needs_ops, args.per_round)
     systems = {
         name: System(link, args.device[1], args.server[1], args.link_spread, args.device_spread)
         for name, link in args.link.items()
     }
-    targets = args.target or usual_targets(runs)
+    targets = None if args.per_round else args.target or usual_targets(runs)
     if args.out is not None:
         plot(runs, systems, args.of[0], args.out)
     rates = [f"{who} {name} ({rate:g} operations/s)" if math.isfinite(rate) else f"no time for the {who}"
              for who, (name, rate) in (("device", args.device), ("server", args.server))]  # fmt: skip
     print(f"assumed, not measured: {', '.join(rates)}")
     for name, system in systems.items():
-        print(f"\nvirtual seconds to reach an accuracy on {name} ({spelled(system.link)})\n")
+        what = "of a round" if targets is None else "to reach an accuracy"
+        print(f"\nvirtual seconds {what} on {name} ({spelled(system.link)})\n")
         print(table(runs, system, args.of, targets, args.markdown))
 
 
@@ -321,9 +338,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--of", type=parse_of, default="mean,max", help="mean, sum, max; the first is drawn (default: %(default)s)"
     )
+    parser.add_argument("--per-round", action="store_true", help="the mean time of a round, not that to a target")
     parser.add_argument("-o", "--out", type=picture_path, metavar="OUT", help="picture: png, pdf, svg")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     args = parser.parse_args(argv)
+    if args.per_round and (args.target or args.out):
+        parser.error("--per-round has no targets and no picture: leave out --target and -o")
     return run(lambda: report(args))
 
 

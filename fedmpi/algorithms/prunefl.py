@@ -29,7 +29,8 @@ The authors' code differs. It adds a round's gradients up before it squares them
 reconfiguration, which clients keep; here those of the round itself count, each step's squared, and clients keep
 nothing. The gradients of biases and of layers that are never pruned count in its sum over K. It waits with the first
 client's reconfigurations for an accuracy above chance, takes ten batches for an iteration, and sees the first change of
-size between the first two reconfigurations, where here it is that from the dense model. What the authors of FedDST call PruneFL has another rule, which makes the model dense.
+size between the first two reconfigurations, where here it is that from the dense model. What the authors of FedDST
+call PruneFL has another rule, which makes the model dense.
 """
 
 from __future__ import annotations

@@ -34,12 +34,15 @@ def write(tmp_path):
     """Write a ledger of 4 rounds of 2 clients, 100 bytes down and 50 up, and return its path."""
     names = iter(range(1000))
 
-    def ledger(algorithm="{name: fedavg}", *, turns=True, accuracies=ACCURACIES, seed=1, cut=False):
+    def ledger(algorithm="{name: fedavg}", *, turns=True, accuracies=ACCURACIES, seed=1, cut=False, once=0):
         path = tmp_path / f"{next(names)}.h5"
         config = f"seed: {seed}\nalgorithm: {algorithm}\n"
         writer = LedgerWriter(path, attrs={}, config_yaml=config, flush_s=1e9)
         for i, accuracy in enumerate(accuracies):
             for client in range(2):
+                if once and i == 0:
+                    sizes = once, 0, once, 0, 0, 4, 0.0, 0.0, 1, 1
+                    writer.add_message(MessageRow(i, 0, client, 0, "down", "init-model", "raw", *sizes, 0, 0, 0, 0))
                 for way, nbytes in (("down", 100), ("up", 50)):
                     sizes = 40, nbytes - 40, nbytes, 0, 0, 4, 0.0, 0.0, 1, 1
                     writer.add_message(MessageRow(i, 0, client, 0, way, "model", "raw", *sizes, 0, 0, 0, 0))
@@ -67,6 +70,29 @@ def rows(script, capsys, *words):
 # A byte takes 1 s down and 2 s up; a turn 2 latencies, 100 + 100 s, 0 or 10 s of the device, 1 s of the server.
 SETTING = ("--link", "8/4/3", "--device", "100", "--server", "10", "--target", "0.5,0.6,0.9")
 MEAN, MAX, SUM = 6 + 200 + 5 + 1 + 0.5, 6 + 200 + 10 + 1 + 0.5, 2 * 207 + 10 + 0.5
+
+
+def test_a_round_of_a_run_without_tests(script, write, capsys):
+    untested = write(accuracies=(np.nan,) * 4)
+    found = rows(script, capsys, untested, *SETTING[:-2], "--of", "mean,max,sum", "--per-round")
+    assert found[0] == ["", "round", "s a round"]
+    by_name = {row[1]: row[2] for row in found[2:]}
+    assert [by_name[name] for name in ("mean", "max", "sum")] == [f"{s:.4g}" for s in (MEAN, MAX, SUM)]
+    assert by_name["max overlap"] == f"{MAX - 1:.4g}"
+    # What is sent once is no part of a round.
+    assert (
+        rows(script, capsys, write(accuracies=(np.nan,) * 4, once=400), *SETTING[:-2], "--per-round")[2:] == found[2:6]
+    )
+
+
+def test_per_round_has_no_targets_and_no_picture(script, write, capsys, tmp_path):
+    for more in (("--target", "0.5"), ("-o", tmp_path / "a.png")):
+        with pytest.raises(SystemExit) as end:
+            script.main([str(write()), "--per-round", *map(str, more)])
+        assert end.value.code == 2
+        assert "--per-round has no targets and no picture" in capsys.readouterr().err
+    assert script.main([str(write(accuracies=())), "--per-round"]) == 6
+    assert "no round is over" in capsys.readouterr().err
 
 
 def test_by_hand(script, write, capsys):

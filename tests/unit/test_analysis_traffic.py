@@ -66,6 +66,17 @@ def test_runs_of_one_algorithm_are_told_apart(script: Any, tmp_path: Path, capsy
     assert "ecofed: algorithm.bits=4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("period", "num_rounds", "warned"), [("2", 3, True), ("2", 4, False), ("adaptive", 3, False)])
+def test_rounds_that_end_within_a_period_are_warned_of(
+    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], period: str, num_rounds: int, warned: bool
+) -> None:
+    path = write(tmp_path / "a.h5", "ecofed", ECO, num_rounds, f", period: {period}")
+    assert script.main([str(path)]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("warning: ecofed has 3 rounds, no multiple of algorithm.period=2: ") is warned
+    assert (said == "") is not warned
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
