@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from fedmpi.errors import ConfigError, DataError, OutputError
-from fedmpi.models.weights import FLOATS, converted, read_tensors, some_of, wrapped_hint
+from fedmpi.models.weights import converted, read_tensors, some_of, wrapped_hint
 
 FORMAT = "fedmpi.pretrained"
 FORMAT_VERSION = "1"
@@ -75,7 +75,7 @@ def describe(path: Path, *, key: str = _KEY) -> PretrainedInfo:
 def load_tensors(
     path: Path,
     names: Iterable[str],
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    targets: Mapping[str, Tensor] | None = None,
     *,
     key: str = _KEY,
 ) -> dict[str, Tensor]:
@@ -87,31 +87,33 @@ def load_tensors(
         Of `fedmpi pretrain`, any other .safetensors file, or a torch.save of a state_dict; no code in it is run.
     names : iterable of str
         Of parameters and buffers, as a state_dict has them.
-    shapes : mapping of str to tuple of int, optional
-        What the tensors' shapes must be; those of names that are not in it may be any.
+    targets : mapping of str to Tensor, optional
+        A module's tensors, float32 or int64, whose shapes and dtypes the file's must fit: floats of all widths fit
+        float32, int64 alone fits int64. Tensors of names that are not in it may be either, of any shape.
     key : str
         The setting to blame in errors.
 
     Returns
     -------
     dict of str to Tensor
-        On the CPU; floats of all widths as float32, whole numbers as int64.
+        On the CPU, float32 or int64.
 
     Raises
     ------
     DataError
-        If the file is missing, damaged or no weights, or one of the tensors has NaN or infinity in it.
+        If the file is missing, damaged or no weights, or one of the tensors is of another dtype, or has NaN or infinity
+        in it.
     ConfigError
         If it lacks one of the names, or a shape is another.
     """
     tensors, _ = _read(path, key)
     names = list(names)
-    shapes = shapes or {}
+    targets = targets or {}
     missing = [name for name in names if name not in tensors]
     reshaped = [
-        f"{name} {tuple(tensors[name].shape)} (the model's is {tuple(shapes[name])})"
+        f"{name} {tuple(tensors[name].shape)} (the model's is {tuple(targets[name].shape)})"
         for name in names
-        if name in tensors and name in shapes and tuple(tensors[name].shape) != tuple(shapes[name])
+        if name in tensors and name in targets and tensors[name].shape != targets[name].shape
     ]
     problems = [
         f"{what}: {some_of(found)}" for what, found in (("missing", missing), ("of another shape", reshaped)) if found
@@ -122,7 +124,7 @@ def load_tensors(
             f"{some_of(sorted(tensors)) or 'nothing'}{wrapped_hint(tensors)}"
         )
     return {
-        name: converted(tensors[name], torch.float32 if tensors[name].dtype in FLOATS else torch.int64, name, path, key)
+        name: converted(tensors[name], targets[name].dtype if name in targets else None, name, path, key)
         for name in names
     }
 
@@ -139,8 +141,7 @@ def fill_part(module: nn.Module, path: Path, names: Iterable[str], *, key: str =
     """
     own = module.state_dict()
     targets = {name: own[name] for name in names}
-    shapes = {name: tuple(target.shape) for name, target in targets.items()}
-    for name, tensor in load_tensors(path, targets, shapes, key=key).items():
+    for name, tensor in load_tensors(path, targets, targets, key=key).items():
         targets[name].copy_(tensor)  # of one storage with the module's
 
 

@@ -169,13 +169,20 @@ def _check_names(
         )
 
 
-def converted(tensor: Tensor, dtype: torch.dtype, name: str, path: Path, key: str = "model.weights") -> Tensor:
-    """Return a file's tensor in a module's dtype; `DataError` if it cannot be, or has a number that is not finite."""
-    allowed = FLOATS if dtype == torch.float32 else (dtype,)
-    if tensor.dtype not in allowed:
-        words = ", ".join(str(kind).removeprefix("torch.") for kind in allowed)
-        raise DataError(f"{key}: {path}: {name} must be one of {words}, got {tensor.dtype}")
-    result = tensor.to(dtype)
+def converted(tensor: Tensor, dtype: torch.dtype | None, name: str, path: Path, key: str = "model.weights") -> Tensor:
+    """Return a file's tensor in a module's dtype, float32 or int64; None takes the one that the tensor fits.
+
+    Raises
+    ------
+    DataError
+        If it is of a dtype that does not fit, or has a number that is not finite.
+    """
+    fitting = {torch.float32: FLOATS, torch.int64: (torch.int64,), None: (*FLOATS, torch.int64)}[dtype]
+    if tensor.dtype not in fitting:
+        words = ", ".join(str(kind).removeprefix("torch.") for kind in fitting)
+        one_of = "one of " if len(fitting) > 1 else ""
+        raise DataError(f"{key}: {path}: {name} must be {one_of}{words}, got {tensor.dtype}")
+    result = tensor.to(dtype or (torch.float32 if tensor.dtype in FLOATS else torch.int64))
     if not bool(torch.isfinite(result).all()):
         raise DataError(f"{key}: {path}: {name} has NaN, infinity or numbers beyond float32 in it")
     return result

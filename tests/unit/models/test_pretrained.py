@@ -103,6 +103,13 @@ def test_floats_of_other_widths_become_float32(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_dtype_that_no_model_has(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1, dtype=torch.int8), "b": torch.tensor(2**40)}, tmp_path / "w.pt")
+    with pytest.raises(DataError, match=r"a must be one of float32, .*, bfloat16, int64, got torch\.int8"):
+        load_tensors(tmp_path / "w.pt", ["b", "a"])
+    assert load_tensors(tmp_path / "w.pt", ["b"])["b"].item() == 2**40
+
+
 def edit(path: Path, change: Callable[[dict[str, str]], object]) -> None:
     """Change the metadata of a file and leave its tensors."""
     raw = path.read_bytes()
@@ -159,7 +166,24 @@ def test_damaged_files(damage: Callable[[Path], object], words: str, tmp_path: P
         ({"model": {"0.weight": torch.ones(1)}}, DataError, "is a checkpoint with a state_dict under 'model'"),
         (state(**{"0_weight": torch.full((3, 1, 3, 3), float("nan"))}), DataError, "0.weight has NaN"),
         (state(**{"1_running_mean": torch.full((3,), 1e300, dtype=torch.float64)}), DataError, "beyond float32"),
-        (state(**{"1_weight": torch.ones(3, dtype=torch.int8)}), DataError, "1.weight must be one of int64, got"),
+        *(
+            (
+                state(**{"1_weight": torch.ones(3, dtype=dtype)}),
+                DataError,
+                f"w.pt: 1.weight must be one of float32, float64, float16, bfloat16, got {dtype}",
+            )
+            for dtype in (torch.int8, torch.int64, torch.bool)
+        ),
+        (
+            state(**{"1_num_batches_tracked": torch.tensor(1.5)}),
+            DataError,
+            "w.pt: 1.num_batches_tracked must be int64, got torch.float32",
+        ),
+        (
+            state(**{"1_num_batches_tracked": torch.tensor(1, dtype=torch.int32)}),
+            DataError,
+            "w.pt: 1.num_batches_tracked must be int64, got torch.int32",
+        ),
         ({"other": torch.ones(1)}, ConfigError, "missing: 0.weight, 1.weight, 1.running_mean, 1.num_batches_tracked"),
         ({}, ConfigError, "the file holds nothing"),
         (
