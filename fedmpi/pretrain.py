@@ -83,6 +83,7 @@ def pretrain(config: PretrainRunConfig, out: Path, *, overwrite: bool = False, d
     init_seed = stream_seed(config.seed, ANY, ANY, "initial model") & 0x7FFFFFFF
     initial = initial_model(model_config, dataset.shape, dataset.num_classes, init_seed)
     place, warnings = _place(config)
+    warnings += model_config.idle_settings()
     console = Console()
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(console.close)

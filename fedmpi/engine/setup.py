@@ -135,6 +135,7 @@ def prepare(config: RunConfig) -> Setup:
     spec = ModelSpec(model_config, dataset.shape, dataset.num_classes)
     schema = replace(algorithm.schema(algorithm_config, initial.layout, spec, config), wire=config.wire)
     warnings = algorithm.check(algorithm_config, initial, config) if algorithm.check is not None else []
+    warnings += model_config.idle_settings()
     paths = {"model.weights": model_config.weights, "model.pretrained": model_config.pretrained}
     sources = {key: describe(path, key=key) for key, path in paths.items() if path is not None}
     for key, info in sources.items():

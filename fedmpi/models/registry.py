@@ -39,6 +39,16 @@ class ModelConfig(NamedSection):
     )
     pretrained_units: int = Field(2, ge=1, description="how many units; only with model.pretrained")
 
+    def idle_settings(self) -> list[str]:
+        """Return warnings about settings that somebody has set and that do nothing."""
+        if self.pretrained is None and self._differs("pretrained_units"):
+            return ["model.pretrained_units does nothing without model.pretrained"]
+        return []
+
+    def _differs(self, key: str) -> bool:
+        # Not whether it was given: a run's own configuration file gives all.
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
+
 
 Builder = Callable[..., nn.Module]
 Takes: TypeAlias = type[ImageShape] | type[TextShape]

@@ -43,6 +43,13 @@ class SplitNetConfig(ModelConfig):
         description="factor of all channels and hidden units, which are rounded to multiples of 8; 1 as published",
     )
 
+    def idle_settings(self) -> list[str]:
+        """Return warnings about settings that somebody has set and that do nothing."""
+        found = super().idle_settings()
+        if self.norm != "group" and self._differs("norm_groups"):
+            found.append(f"model.norm_groups does nothing with model.norm={self.norm}")
+        return found
+
 
 class Residual(nn.Module):
     """``main(x) + shortcut(x)``, without an activation after the sum."""

@@ -66,6 +66,12 @@ def test_pretraining_and_a_run_on_other_classes(folder: Path) -> None:
     assert losses[1] < losses[0]
 
 
+def test_a_setting_that_does_nothing_is_pointed_out(folder: Path, here: Callable[..., tuple[int, str, str]]) -> None:
+    command = ["pretrain", folder / "pre.yaml", "-o", folder / "w.safetensors", "--dry-run"]
+    words = "warning: model.pretrained_units does nothing without model.pretrained"
+    assert [words in here(*command, *more)[1] for more in ([], ["model.pretrained_units=1"])] == [False, True]
+
+
 def test_grey_images_for_a_network_of_colour_images(folder: Path, here: Callable[..., tuple[int, str, str]]) -> None:
     convert = ["data.convert={height: 32, width: 32, channels: 3}", "model.name=cifar10net"]
     three, weights = "data.classes=[0, 1, 2]", folder / "w.safetensors"

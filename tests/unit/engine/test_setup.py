@@ -1,0 +1,36 @@
+"""What is said before a run of settings that do nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import ALGORITHMS, small_config
+
+from fedmpi.engine.setup import prepare, resolve
+
+NET = {"name": f"{ALGORITHMS / 'splitnet.py'}:Net"}
+VGG = {"name": "vgg11", "width": 0.125}
+LARGE = {"name": "synthetic", "synthetic": {"num_train": 60, "num_test": 20, "height": 17, "width": 17}}
+IID = {"name": "iid", "num_clients": 6}
+
+
+def warnings(folder: Path, **changes: Any) -> list[str]:
+    return prepare(resolve(small_config(folder, **{"data": LARGE, "partition": IID, **changes}))).warnings
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        (NET, []),
+        ({**NET, "pretrained_units": 2}, []),
+        ({**NET, "pretrained_units": 3}, ["model.pretrained_units does nothing without model.pretrained"]),
+        ({**VGG, "norm_groups": 2}, []),
+        ({**VGG, "norm_groups": 4, "norm": "group"}, []),
+        ({**VGG, "norm_groups": 4}, ["model.norm_groups does nothing with model.norm=batch_nostats"]),
+        ({"name": "resnet18", "width": 8, "norm_groups": 4}, []),
+    ],
+)
+def test_a_models_settings_that_do_nothing(tmp_path: Path, model: dict[str, Any], wanted: list[str]) -> None:
+    assert warnings(tmp_path, model=model) == wanted
