@@ -131,6 +131,11 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
         raise ConfigError(f"algorithm.replay_dir must be a folder, or a path to make one at; {folder} is a file")
     if config.error_feedback and config.bits is None:
         warnings.append("algorithm.error_feedback does nothing with algorithm.bits=null")
+    elif config.error_feedback and run.data.augment != "none":
+        warnings.append(
+            f"with data.augment={run.data.augment} algorithm.error_feedback adds to a sample's activations what "
+            "rounding took from another crop or flip of it"
+        )
     if config.period != "adaptive" and config.adaptive_periods != EcoFedConfig.model_fields["adaptive_periods"].default:
         warnings.append("algorithm.adaptive_periods does nothing without algorithm.period=adaptive")
     model = run.model.model_dump()
