@@ -49,6 +49,7 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     check_num_ranks(num_ranks, config.placement)
     check_state_dir(config.placement.state_dir, 0)
     setup = dataclasses.replace(prepare(config), dry_run=True)
+    setup.check_server()
     setup.warm_up()  # compiled kernels and their compiler take memory, too
     program_nbytes = resident_nbytes()
     places, warnings = place_ranks(_facts(num_ranks), config.placement)

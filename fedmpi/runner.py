@@ -72,6 +72,8 @@ def run(
                         check_output(out, overwrite)
                     check_state_dir(config.placement.state_dir, comm.rank)
                     setup = prepare(resolve(config))
+                    if comm.rank == 0:
+                        setup.check_server()
             except FedmpiError as error:
                 problem = error
             if comm.rank != 0:

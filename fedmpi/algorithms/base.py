@@ -412,6 +412,9 @@ class Algorithm:
         None if it does not. Where that hangs on the settings, ``f(config)`` returning it.
     warm_up : callable, optional
         ``f(config)`` compiling what else it will need, such as `fedmpi.compress.topk.warm_up`.
+    check_server : callable, optional
+        ``f(config)`` raising `FedmpiError` if the server lacks what it will need of its machine, such as a folder that
+        can be written; called on rank 0 alone, before anything is made.
     """
 
     name: str
@@ -424,6 +427,7 @@ class Algorithm:
     check: Callable[[AlgorithmConfig, InitialModel, RunConfig], list[str]] | None = None
     cycle: Callable[[AlgorithmConfig], int | None] | int | None = 1
     warm_up: Callable[[AlgorithmConfig], None] | None = None
+    check_server: Callable[[AlgorithmConfig], None] | None = None
 
     def schema(
         self, config: AlgorithmConfig, layout: Layout, spec: ModelSpec | None = None, run: RunConfig | None = None

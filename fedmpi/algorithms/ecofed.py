@@ -18,6 +18,8 @@ test by how much the accuracy has changed; the thresholds are those of the autho
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,7 @@ from fedmpi.algorithms.ecofed_messages import (
     message_classes,
 )
 from fedmpi.algorithms.ecofed_server import EcoFedServer
+from fedmpi.algorithms.replay import check_folder
 from fedmpi.algorithms.split_client import SplitClient
 from fedmpi.algorithms.split_messages import (
     decode_activations,
@@ -126,9 +129,6 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
     warnings = split_warnings(config)
     if config.period == "adaptive" and not run.evaluate.every:
         raise ConfigError("algorithm.period=adaptive goes by tests: evaluate.every must be 1 or more, got 0")
-    folder = config.replay_dir
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"algorithm.replay_dir must be a folder, or a path to make one at; {folder} is a file")
     if config.error_feedback and config.bits is None:
         warnings.append("algorithm.error_feedback does nothing with algorithm.bits=null")
     elif config.error_feedback and run.data.augment != "none":
@@ -149,6 +149,17 @@ def check(config: AlgorithmConfig, initial: InitialModel, run: RunConfig) -> lis
     return warnings
 
 
+def check_server(config: AlgorithmConfig) -> None:
+    """Raise ConfigError or OutputError if the replay buffer's files could not be written."""
+    assert isinstance(config, EcoFedConfig)
+    folder = config.replay_dir
+    if folder is None:
+        return
+    if os.path.isfile(folder):  # unlike Path's, never raises
+        raise ConfigError(f"algorithm.replay_dir must be a folder, or a path to make one at; {folder} is a file")
+    check_folder(folder)
+
+
 def cycle(config: AlgorithmConfig) -> int | None:
     """Return how many rounds there are from one update to the next, if that is the same throughout."""
     assert isinstance(config, EcoFedConfig)
@@ -164,4 +175,5 @@ ALGORITHM = Algorithm(
     messages=message_classes,
     check=check,
     cycle=cycle,
+    check_server=check_server,
 )

@@ -165,6 +165,24 @@ class ReplayBuffer:
                 self._folder = Path(tempfile.mkdtemp(prefix="fedmpi-replay-", dir=self._parent))
             frames.tofile(self._path(client_id))
         except OSError as error:
-            raise OutputError(
-                f"the replay buffer cannot be written to {self._folder or self._parent}: {error}"
-            ) from error
+            raise _unwritable(self._folder or self._parent, error) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `OutputError` if a folder for the files of a buffer cannot be made or written; nothing is made."""
+    there = folder.absolute()
+    try:
+        while not there.exists():
+            there = there.parent
+        # Asking the file system beats asking about permissions, which root always has.
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path | None, error: OSError) -> OutputError:
+    return OutputError(
+        f"the replay buffer cannot be written to {folder or tempfile.gettempdir()}: {error.strerror}; name another "
+        "algorithm.replay_dir"
+    )

@@ -66,6 +66,11 @@ class Setup:
             self.algorithm.warm_up(self.algorithm_config)
         models.warm_up(self.model_config)
 
+    def check_server(self) -> None:
+        """Raise `FedmpiError` if this rank, which will be rank 0, lacks what the algorithm's server needs."""
+        if self.algorithm.check_server is not None:
+            self.algorithm.check_server(self.algorithm_config)
+
     def cohort(self, round_idx: int) -> list[int]:
         """Return the round's clients in ascending order."""
         return self.participation.cohort(round_idx)

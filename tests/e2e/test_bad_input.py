@@ -337,6 +337,16 @@ def test_a_state_folder_that_cannot_be_made(tmp_path: Path, here: Here) -> None:
         refused(here, tmp_path, folder, *more, status=6, words=["placement.state_dir", "name another folder"])
 
 
+def test_a_replay_folder_that_cannot_be_made(tmp_path: Path, here: Here) -> None:
+    (tmp_path / "file").write_text("mine")
+    model = {"name": f"{ALGORITHMS / 'splitnet.py'}:Net"}
+    for folder in (tmp_path / "file" / "x", "/proc/foo", tmp_path / ("long" * 100)):
+        for more in ([], ["--dry-run"]):
+            words = f"the replay buffer cannot be written to {folder}: "
+            algorithm = {"name": "ecofed", "replay_dir": str(folder)}
+            refused(here, tmp_path, *more, status=6, words=[words], model=model, algorithm=algorithm)
+
+
 def start_and_wait_for_rounds(command: list[str]) -> subprocess.Popen[str]:
     def heed_interruptions() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs, and what they start, ignore it

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agreement import meet
-from support import write_config
+from support import ALGORITHMS, write_config
 
 from fedmpi.cli import main
 from fedmpi.data.idx import IDX_NAMES, write_idx_gz
@@ -82,6 +82,14 @@ def test_what_cannot_start_is_said_once_and_quietly(
 
     monkeypatch.chdir(folder if rank != 1 else folder.parent)
     ranks.refused(config.name, status=2, words=rf"rank 1 on \S+: cannot read the configuration {config.name}")
+
+    # The replay buffer is rank 0's: that another cannot write where it goes does not matter.
+    ecofed = ["algorithm.name=ecofed", "algorithm.replay_dir=file/new", f"model={{name: {ALGORITHMS}/splitnet.py:Net}}"]
+    (folder / "file").touch()
+    monkeypatch.chdir(folder if rank == 0 else folder.parent)
+    ranks.refused(config, *ecofed, status=6, words="the replay buffer cannot be written to file/new: Not a directory")
+    monkeypatch.chdir(folder if rank != 0 else folder.parent)
+    assert main(["run", *map(str, (config, *ecofed)), "rounds=1", "-o", str(folder / "replayed")]) == 0
 
     # As where a package is missing on one node: the others have read theirs and wait in MPI.
     for bad, words in ((0, "model.name"), (2, r"rank 2 on \S+: model.name")):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmpi.algorithms.replay import ReplayBuffer, Upload
+from fedmpi.algorithms.replay import ReplayBuffer, Upload, check_folder
 from fedmpi.errors import ConfigError, OutputError, ProtocolError
 
 
@@ -65,6 +65,20 @@ def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"the replay buffer cannot be written to .*file"):
         buffer.put(1, upload(1))
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_is_known_to_be_of_use_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    check_folder(tmp_path)
+    check_folder(tmp_path / "new" / "folder")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    impossible = [tmp_path / "file" / "in" / "it", Path("/proc/fedmpi"), tmp_path / ("long" * 100)]
+    for folder in impossible:
+        words = rf"the replay buffer cannot be written to {folder}: [A-Z][a-z ]+; name another algorithm\.replay_dir$"
+        with pytest.raises(OutputError, match=words):
+            check_folder(folder)
+        with pytest.raises(OutputError, match=words):
+            ReplayBuffer(0, folder=folder).put(1, upload(1))
 
 
 def test_the_folder_for_files_is_made_when_there_is_one_to_write(tmp_path: Path) -> None:
