@@ -42,6 +42,7 @@ from fedmpi.algorithms.ecofed_server import EcoFedServer
 from fedmpi.algorithms.replay import check_folder
 from fedmpi.algorithms.split_client import SplitClient
 from fedmpi.algorithms.split_messages import (
+    QuantizedActivations,
     decode_activations,
     encode_activations,
     labels_of,
@@ -115,6 +116,10 @@ class EcoFedClient(SplitClient):
             wanted = wanted.clamp_(min=0)
         sent = encode_activations(wanted, self.config)
         lost = wanted - decode_activations(sent, tuple(a_BCHW.shape[1:]), a_BCHW.device)
+        if self.eco.quantizer == "released" and isinstance(sent, QuantizedActivations):
+            # What is cut off is cut off each time: as a debt it would grow without end.
+            step = abs(float(sent.symbols.scales[0]))
+            lost.clamp_(-step, step)
         owed[positions_B] = lost.reshape(len(lost), -1).cpu()
         return sent
 

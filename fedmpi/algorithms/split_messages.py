@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmpi.algorithms.base import AlgorithmConfig
-from fedmpi.compress.quantize import Levels, levels_for, quantize
+from fedmpi.compress.quantize import levels_for, quantize, quantize_by_largest
 from fedmpi.config import RunConfig
 from fedmpi.data.shapes import ImageShape
 from fedmpi.errors import ConfigError, NonFiniteError, ProtocolError
@@ -39,7 +39,8 @@ class SplitConfig(AlgorithmConfig):
     quantizer: Literal["exact", "released"] = Field(
         "exact",
         description="exact: levels from 0 for activations that are never negative, else as many on both sides of 0; "
-        "released: always both sides, as EcoFed's code has it, so that one of the bits is never used behind a ReLU",
+        "released: always both sides, by a batch's largest number and not magnitude, as EcoFed's code has it: behind a "
+        "ReLU one of the bits is never used, elsewhere negative numbers further from 0 than the largest are cut off",
     )
 
     @model_validator(mode="after")
@@ -257,9 +258,12 @@ def encode_activations(batch: Tensor, config: SplitConfig) -> Message:
     batch = batch.detach()
     if config.bits is None:
         return Activations(numbers=as_stored(batch))
-    levels: Levels = "symmetric" if config.quantizer == "released" else levels_for(batch)
+    images = batch if batch.ndim == 4 else batch[:, :, None, None]
     try:
-        rounded = quantize(batch if batch.ndim == 4 else batch[:, :, None, None], config.bits, levels)
+        if config.quantizer == "released":
+            rounded = quantize_by_largest(images, config.bits)
+        else:
+            rounded = quantize(images, config.bits, levels_for(images))
     except NonFiniteError:
         return Activations(numbers=as_stored(batch))
     return QuantizedActivations(symbols=rounded.value())

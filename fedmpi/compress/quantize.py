@@ -127,6 +127,39 @@ def quantize(
     return QuantizedTensor(symbols, bits, signed, axis, scales, zero_points)
 
 
+@torch.no_grad()
+def quantize_by_largest(tensor: Tensor, bits: int) -> QuantizedTensor:
+    """Round to signed levels by the largest number in place of the largest magnitude, as EcoFed's code does.
+
+    With L = 2^(b-1) - 1: s = max(x) / L, q = round(x / s), from -(L + 1) to L. Where no number is further from 0 than
+    the largest this is what `quantize` makes with symmetric levels. Otherwise numbers below -(L + 1) s are cut off, and
+    where all are negative, s is too, and each is read as the largest.
+
+    Parameters
+    ----------
+    tensor : Tensor, float32, any shape but an empty one, any device
+    bits : int
+        b, from 2 to 8.
+
+    Raises
+    ------
+    NonFiniteError
+        If the tensor holds NaN or infinity.
+    ValueError
+        If an argument is out of range.
+    """
+    _check(tensor, bits, "symmetric", None)
+    if bits == 1:
+        raise ValueError("bits must be from 2 to 8 by the largest number, got 1")
+    _, highest = _ranges(tensor, None)
+    last = 2 ** (bits - 1) - 1
+    scales = _steps(highest.double() / last)
+    # Without a step all is read as 0, whatever the symbols.
+    ratios = tensor / along(torch.where(scales != 0, scales, math.inf), None, tensor.ndim)
+    symbols = _round(ratios, None).clamp_(-last - 1, last)
+    return QuantizedTensor(symbols.to(torch.int8, memory_format=torch.contiguous_format), bits, True, None, scales)
+
+
 def levels_for(tensor: Tensor) -> Levels:
     """Return the levels that fit a tensor: "unsigned" if no number is negative, which halves the step, else symmetric.
 

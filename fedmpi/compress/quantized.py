@@ -20,7 +20,8 @@ class QuantizedTensor:
     Parameters
     ----------
     symbols : Tensor, the tensor's shape
-        int8 if signed: for b >= 2 from -(2^(b-1) - 1) to 2^(b-1) - 1, for b = 1 the signs -1 and 1.
+        int8 if signed: for b >= 2 from -2^(b-1), which symmetric levels do not use, to 2^(b-1) - 1, for b = 1 the signs
+        -1 and 1.
         uint8 if not: from 0 to 2^b - 1.
     bits : int
         b, from 1 to 8.

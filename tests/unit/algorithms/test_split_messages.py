@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,9 @@ from fedmpi.data.shapes import ImageShape
 from fedmpi.errors import ProtocolError
 from fedmpi.models.registry import resolve
 from fedmpi.models.spec import ModelSpec
+from fedmpi.wire import frame as framing
+from fedmpi.wire.buffers import BufferPool
+from fedmpi.wire.message import Schema
 from fedmpi.wire.values import Dense
 
 CPU = torch.device("cpu")
@@ -81,6 +86,22 @@ def test_the_released_quantizer_wastes_a_bit() -> None:
         message = encode_activations(a, config(bits=8, quantizer=quantizer))
         errors[quantizer] = float((decode_activations(message, (3, 5, 6), CPU) - a).abs().max())
     assert 1.8 < errors["released"] / errors["exact"] < 2.2
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("change", [lambda a: a - 2.0, lambda a: -a.abs() - 0.1])
+def test_the_released_quantizer_is_that_of_the_authors_for_negative_activations_too(
+    bits: int, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """scale = max(a) / 127, q = clamp(round(a / scale), -128, 127), for b bits, through a frame."""
+    a, last = change(batch(4, 3, 5, 6)), 2 ** (bits - 1) - 1
+    message = encode_activations(a, config(bits=bits, quantizer="released"))
+    schema = Schema({"batch": 4, "channels": 3, "height": 5, "width": 6}, 0)
+    came, _ = framing.decode(framing.encode(message, schema, BufferPool()).buffer, (QuantizedActivations,), schema)
+    scale = a.max() / last
+    wanted = (a / scale).round().clamp(-last - 1, last) * scale
+    assert wanted.min() > a.min()  # some are cut off
+    torch.testing.assert_close(decode_activations(came, (3, 5, 6), CPU), wanted, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])

@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fedmpi.compress.quantize import Levels, levels_for, quantize
+from fedmpi.compress.quantize import Levels, levels_for, quantize, quantize_by_largest
 from fedmpi.compress.quantized import QuantizedTensor
 from fedmpi.errors import NonFiniteError
 from fedmpi.rng import stream
@@ -318,3 +318,36 @@ def test_what_a_message_carries_stands_for_the_same_numbers(levels: Levels, axis
         assert isinstance(back, Up)
         assert torch.equal(back.outputs.dequantize(), q.dequantize())
         assert (back.outputs.bits, back.outputs.signed) == (bits, q.signed)
+
+
+@pytest.mark.parametrize("num_bits", range(2, 9))
+def test_by_the_largest_number_as_by_the_largest_magnitude(num_bits: int) -> None:
+    numbers = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(num_bits))
+    for tensor in (numbers.clamp(min=0), numbers.clamp(min=-float(numbers.max())), torch.zeros(3)):
+        found, wanted = quantize_by_largest(tensor, num_bits), quantize(tensor, num_bits, "symmetric")
+        assert torch.equal(found.symbols, wanted.symbols) and torch.equal(found.scales, wanted.scales)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "symbols", "scale"),
+    [
+        ([2.54, 0.031, -1.0, -2.56, -2.58, -50.0], [127, 2, -50, -128, -128, -128], 0.02),
+        ([-1.27, -5.0], [127, 127], -0.01),
+        ([0.0, -5.0], [0, 0], 0.0),
+        ([1e-44, -3e38], [7, -128], SMALLEST),
+    ],
+)
+def test_by_the_largest_number_by_hand(numbers: list[float], symbols: list[int], scale: float) -> None:
+    found = quantize_by_largest(torch.tensor(numbers), 8)
+    assert float(found.scales) == pytest.approx(scale, rel=1e-6)
+    assert found.symbols.tolist() == symbols
+    assert torch.isfinite(found.dequantize()).all()
+
+
+def test_what_cannot_be_rounded_by_the_largest_number() -> None:
+    with pytest.raises(ValueError, match="bits must be from 2 to 8 by the largest number, got 1"):
+        quantize_by_largest(torch.ones(3), 1)
+    with pytest.raises(ValueError, match="bits must be from 1 to 8, got 9"):
+        quantize_by_largest(torch.ones(3), 9)
+    with pytest.raises(NonFiniteError):
+        quantize_by_largest(torch.tensor([-math.inf, 1.0]), 8)
