@@ -5,20 +5,31 @@
 jobs=$(dirname "$0")
 set=$jobs/configs/ecofed
 # The first round would else send seeds in place of weights. Symbols as they are, a byte each, are what papers count.
-result=0
 few="participation.clients_per_round=1 evaluate.every=0 server.initial_model=full ledger.save_model=false"
+result=0
+
+measure() {
+    out=$1
+    shift
+    python "$jobs/run_set.py" -o "runs/ecofed_headline/$out" "$@"
+    status=$?
+    case $status in
+        0) ;;
+        130 | 141) exit $status ;;  # interrupted, or nobody reads
+        3) [ $result -ne 0 ] || result=3; exit $result ;;  # no data: the other runs take the same
+        *) result=1 ;;
+    esac
+}
+
 for model in vgg11 resnet9; do
     # shellcheck disable=SC2086  # several words
-    python "$jobs/run_set.py" -o "runs/ecofed_headline/$model" "$set/paper_ecofed.yaml" $few rounds=4 \
-        model.name=$model wire.quantized=packed "$@" || result=1
+    measure "$model" "$set/paper_ecofed.yaml" $few rounds=4 model.name=$model wire.quantized=packed "$@"
     for method in splitfed lgl fedgkt fedavg; do
-        python "$jobs/run_set.py" -o "runs/ecofed_headline/$model" "$set/paper_$method.yaml" $few rounds=1 \
-            model.name=$model "$@" || result=1
+        measure "$model" "$set/paper_$method.yaml" $few rounds=1 model.name=$model "$@"
     done
 done
 # What entropy coding adds, and fewer bits.
 for bits in 8 4 2; do
-    python "$jobs/run_set.py" -o "runs/ecofed_headline/vgg11-bits$bits" "$set/paper_ecofed.yaml" $few rounds=2 \
-        algorithm.bits=$bits "$@" || result=1
+    measure "vgg11-bits$bits" "$set/paper_ecofed.yaml" $few rounds=2 algorithm.bits=$bits "$@"
 done
 exit $result

@@ -353,18 +353,25 @@ def test_experiments_on_the_same_data_differ_in_the_algorithm_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("statuses", "status", "num_calls"),
+    ("name", "statuses", "status", "num_calls"),
     [
-        ("000000", 0, 6),
-        ("333333", 3, 6),
-        ("003000", 3, 6),
-        ("031300", 1, 6),
-        ("200000", 1, 6),
-        ("0i0000", 130, 2),
-        ("3p0000", 141, 2),
+        ("feddst_tune", "000000", 0, 6),
+        ("feddst_tune", "333333", 3, 6),
+        ("feddst_tune", "003000", 3, 6),
+        ("feddst_tune", "031300", 1, 6),
+        ("feddst_tune", "200000", 1, 6),
+        ("feddst_tune", "0i0000", 130, 2),
+        ("feddst_tune", "3p0000", 141, 2),
+        # Its runs are all on the same data: without them there is nothing more to do, and it is said once.
+        ("ecofed_headline", "0000000000000", 0, 13),
+        ("ecofed_headline", "0100000000000", 1, 13),
+        ("ecofed_headline", "3333333333333", 3, 1),
+        ("ecofed_headline", "2333333333333", 1, 2),
+        ("ecofed_headline", "0i00000000000", 130, 2),
+        ("ecofed_headline", "00000000000p0", 141, 12),
     ],
 )
-def test_the_status_of_several_sets(tmp_path: Path, statuses: str, status: int, num_calls: int) -> None:
+def test_the_status_of_several_sets(tmp_path: Path, name: str, statuses: str, status: int, num_calls: int) -> None:
     """Python is stood in for: its calls end as `statuses` says in turn, i after Ctrl-C and p without a reader."""
     (tmp_path / "python").write_text(
         f"#!/bin/sh\necho >> {tmp_path}/calls\nn=$(wc -l < {tmp_path}/calls)\n"
@@ -372,7 +379,7 @@ def test_the_status_of_several_sets(tmp_path: Path, statuses: str, status: int, 
     )
     (tmp_path / "python").chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run([str(JOBS / "feddst_tune.sh")], env=env, cwd=tmp_path, timeout=30, check=False)
+    done = subprocess.run([str(JOBS / f"{name}.sh")], env=env, cwd=tmp_path, timeout=30, check=False)
     assert done.returncode == status
     assert len((tmp_path / "calls").read_text().splitlines()) == num_calls
 
