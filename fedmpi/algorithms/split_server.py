@@ -35,6 +35,7 @@ from fedmpi.flat import FlatModel
 from fedmpi.models.split import split
 from fedmpi.parts import FlatPart
 from fedmpi.rng import stream_seed
+from fedmpi.train.direct import make_direct_step
 from fedmpi.train.local import LocalStats, random_state, seed_torch, set_random_state
 from fedmpi.train.optimizer import make_step
 from fedmpi.wire.message import Message
@@ -61,7 +62,7 @@ class Bench:
         device, server = split(self.model.module, point)
         self.device, self.server = FlatPart(self.model, device), FlatPart(self.model, server)
         self._config = ctx.train_config
-        self._step: Callable[[], None] = lambda: None
+        self._backward_and_step: Callable[[Tensor], None]
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=ctx.device)
         self._num_steps = self._num_samples = 0
         self._random_state = random_state(ctx.device)
@@ -75,7 +76,7 @@ class Bench:
         self._random_state = random_state(self.model.device)
         set_random_state(self.model.device, others)
         self.model.module.train()
-        self._step = make_step(self.server, self._config)
+        self._backward_and_step = make_direct_step(self.server, self._config) or self._in_two()
         self._loss_sum.zero_()
         self._num_steps = self._num_samples = 0
 
@@ -97,19 +98,27 @@ class Bench:
         device = self.model.device
         others = random_state(device)
         set_random_state(device, self._random_state)
-        self.server.grads_P.zero_()
         logits = self.server.module(a_BCHW)
         loss = criterion(logits, y_B)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._backward_and_step(loss)
         self._random_state = random_state(device)
         set_random_state(device, others)
-        self._step()
         # Of the labels alone, as clients count it.
         data_loss = loss if criterion is F.cross_entropy else F.cross_entropy(logits.detach(), y_B)
         self._loss_sum.add_(data_loss.detach(), alpha=y_B.numel())
         self._num_steps += 1
         self._num_samples += y_B.numel()
         return logits.detach(), a_BCHW.grad
+
+    def _in_two(self) -> Callable[[Tensor], None]:
+        update = make_step(self.server, self._config)
+
+        def step(loss: Tensor) -> None:
+            self.server.grads_P.zero_()
+            loss.backward()  # type: ignore[no-untyped-call]
+            update()
+
+        return step
 
     def stats(self) -> LocalStats:
         """Return what was trained since `begin`."""

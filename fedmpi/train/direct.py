@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from fedmpi.config import TrainConfig
-from fedmpi.flat import CONV_NDIM, Entry, FlatModel
+from fedmpi.flat import CONV_NDIM, Entry, FlatVectors
 from fedmpi.train.optimizer import fused_keeps_bits, fused_sgd_step
 
 # Below so many numbers, handling a tensor by itself costs more than passes over it.
@@ -18,11 +18,12 @@ LARGE = 1 << 15
 _LEAST_MOMENTUM = 0.5
 
 
-def make_direct_step(model: FlatModel, cfg: TrainConfig) -> Callable[[Tensor], None] | None:
+def make_direct_step(model: FlatVectors, cfg: TrainConfig) -> Callable[[Tensor], None] | None:
     """Return a function that takes a loss's gradient and one step of SGD, or None where it would not pay or keep bits.
 
     Its bits are those of `make_step` behind a backward into zeroed gradients. The model's gradients are then as before
-    or used up, so nobody may look at them. The momentum is set to zero here, as `make_step` does.
+    or used up, so nobody may look at them. The momentum is set to zero here, as `make_step` does. The loss may hang on
+    other leaves too, as where a part of a network is trained: they get their gradients.
     """
     layout = model.layout
     large = [e for e in layout.entries if e.role == "param" and e.numel >= LARGE]
@@ -54,7 +55,7 @@ def make_direct_step(model: FlatModel, cfg: TrainConfig) -> Callable[[Tensor], N
     return step
 
 
-def _pieces(model: FlatModel, start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+def _pieces(model: FlatVectors, start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
     return model.params_P[start:end], model.grads_P[start:end], model.momentum_P[start:end]
 
 

@@ -14,6 +14,7 @@ from fedmpi.config import TrainConfig
 from fedmpi.data.datasets import Dataset
 from fedmpi.data.shard import DeviceImages, Shard
 from fedmpi.flat import FlatModel
+from fedmpi.parts import FlatPart
 from fedmpi.rng import stream
 from fedmpi.train import direct, local
 from fedmpi.train.direct import make_direct_step
@@ -173,3 +174,29 @@ def test_not_for_small_models_or_where_somebody_looks(monkeypatch: pytest.Monkey
     assert calls == []
     train_local(model(), shard(), CFG, rng=stream(1, 0, 0, "batches"))
     assert len(calls) == 48
+
+
+def test_a_part_and_the_gradient_by_its_inputs() -> None:
+    """As the server of split learning trains: the other part is left alone."""
+    ends = []
+    for is_direct in (True, False):
+        torch.manual_seed(0)
+        flat = FlatModel(nn.Sequential(nn.Linear(6, 20), nn.Linear(20, 20), nn.BatchNorm1d(20), nn.Linear(20, 3)))
+        assert isinstance(flat.module, nn.Sequential)
+        part = FlatPart(flat, flat.module[1:])
+        step, by_vector = make_direct_step(part, CFG), make_step(part, CFG)
+        assert step is not None
+        gradients = []
+        for number in range(4):
+            x_BC = torch.randn(8, 20, generator=torch.Generator().manual_seed(number)).requires_grad_()
+            loss = F.cross_entropy(part.module(x_BC), torch.arange(8) % 3)
+            if is_direct:
+                step(loss)
+            else:
+                part.grads_P.zero_()
+                loss.backward()
+                by_vector()
+            assert x_BC.grad is not None
+            gradients.append(x_BC.grad.numpy().tobytes())
+        ends.append((bits(flat), gradients))
+    assert ends[0] == ends[1]
