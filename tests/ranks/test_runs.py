@@ -96,6 +96,8 @@ def check_all(folder: Path, only: set[str] | None = None) -> None:
     lost_feddst = {**feddst, **lost}
     released = {**feddst, "algorithm": {**FEDDST["algorithm"], "name": "feddst_released"}}
     static = {**feddst, "algorithm": {"name": "randommask", "density": 0.3}}
+    magnitude = {**feddst, "algorithm": {"name": "magnitude", "density": 0.3}}
+    fedprox = {"algorithm": {"name": "fedprox", "mu": 1.0}}
     initial = {"initial_iterations": 30, "initial_interval": 5}
     prunefl = {**feddst, "algorithm": {"name": "prunefl", "reconfigure_every": 2, "constant_s": 0.01, **initial}}
     grasp = {**feddst, "algorithm": {"name": "grasp", "density": 0.3, "score_clients": 2}}
@@ -136,6 +138,8 @@ def check_all(folder: Path, only: set[str] | None = None) -> None:
         ("masks, clients lost, with a peer", "feddst lost", {**lost_feddst, "server": {"host": "peer"}}, Delaying),
         ("masks as released", "feddst_released", {**released, **apart}, Delaying),
         ("a mask that stays", "randommask", {**static, **apart}, Delaying),
+        ("the largest of the model", "magnitude", {**magnitude, "server": {"host": "player"}}, Delaying),
+        ("held back", "fedprox", fedprox, Delaying),
         ("reconfigured", "prunefl", {**prunefl, "server": {"host": "peer"}}, Delaying),
         ("scored", "grasp", {**grasp, "server": {"host": "player"}}, Delaying),
     ]
@@ -157,6 +161,8 @@ def check_all(folder: Path, only: set[str] | None = None) -> None:
         "feddst lost": lost_feddst,
         "feddst_released": released,
         "randommask": static,
+        "magnitude": magnitude,
+        "fedprox": fedprox,
         "prunefl": prunefl,
         "grasp": grasp,
     }
@@ -279,15 +285,15 @@ def test_every_byte_that_mpi_carried_is_in_the_ledger(shared_folder):
     folder_here = shared_folder / f"config{rank}"
     folder_here.mkdir()
     for host in ("rank0", "player", "peer"):
-        for name in ("fedavg", TALK, MEMORY):
+        for algorithm in ({"name": "fedavg"}, {"name": TALK}, {"name": MEMORY}, FEDDST["algorithm"]):
             counting = CountingComm(MPI.COMM_WORLD)
-            config = small_config(folder_here, algorithm={"name": name}, server={"host": host})
+            config = small_config(folder_here, algorithm=algorithm, server={"host": host})
             out = run_on_all(shared_folder, "counted", config, mpi=counting)
             carried = MPI.COMM_WORLD.allreduce(counting.nbytes)
             if rank == 0:
                 with Ledger(out / "ledger.h5") as ledger:
                     summary = ledger.summary()
-                assert summary["wire_nbytes"] + summary["simulation_nbytes"] == carried, (host, name)
+                assert summary["wire_nbytes"] + summary["simulation_nbytes"] == carried, (host, algorithm)
             meet()
 
 

@@ -125,6 +125,15 @@ def test_two_rounds_equal_algorithm_1() -> None:
     assert not torch.equal(want, initial().state_S)
 
 
+def test_of_one_client_the_model_is_its_own() -> None:
+    half, player = server(), client()
+    play_round(half, player, 0, [2])
+    flat = FlatModel(module())
+    flat.load(initial().state_S, initial().ints_I)
+    train_local(flat, Shard(DATA, PARTS[2]), TRAIN, rng=stream(7, 0, 2, "batches"))
+    assert torch.equal(half.global_model().state_S, flat.state_S)
+
+
 def test_the_order_of_play_does_not_matter() -> None:
     results = []
     for order in ([0, 2, 5], [5, 2, 0], [2, 0, 5]):
