@@ -41,5 +41,6 @@ done
 for bits in 4 2; do
     study "iid-pretrained-bits$bits" "$set/desk_ecofed.yaml" $weights algorithm.bits=$bits "$@"
 done
+study iid-pretrained-bits2-feedback "$set/desk_ecofed.yaml" $weights algorithm.bits=2 algorithm.error_feedback=true "$@"
 study iid-pretrained-bits4-period8 "$set/desk_ecofed.yaml" $weights algorithm.bits=4 algorithm.period=8 "$@"
 exit $result
