@@ -308,6 +308,7 @@ def _dry_run(args: argparse.Namespace, num_ranks: int) -> int:
     from fedmpi.configfile import load_config
 
     config = load_config(args.config, args.overrides)
+    _set_threads(config.placement.threads)
     from fedmpi.dryrun import dry_run
     from fedmpi.engine.setup import resolve
 

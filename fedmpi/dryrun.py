@@ -53,6 +53,7 @@ def dry_run(config: RunConfig, out: Path, num_ranks: int, *, overwrite: bool = F
     setup.warm_up()  # compiled kernels and their compiler take memory, too
     program_nbytes = resident_nbytes()
     places, warnings = place_ranks(_facts(num_ranks), config.placement)
+    torch.set_num_threads(places[0].threads)
     with tempfile.TemporaryDirectory(prefix="fedmpi-dry-run-") as folder:
         messages = messages_of_rounds(setup, Path(folder))
     print(banner.banner(banner.provenance("not started")))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from support import ALGORITHMS, run_ranks, write_config
 
 from fedmpi.ledger.reader import Ledger
@@ -151,6 +152,13 @@ def test_the_memory_estimate_is_of_the_right_size(tmp_path: Path) -> None:
     assert estimate is not None
     assert peak is not None
     assert 0.6 < int(estimate[1]) / int(peak[1]) < 1.3
+
+
+def test_it_computes_with_the_threads_of_the_run(tmp_path: Path, here: Callable[..., tuple[int, str, str]]) -> None:
+    """More threads than a run has make a dry run of a large network slower than the run."""
+    torch.set_num_threads(3)
+    assert here("run", write_config(tmp_path), "-o", tmp_path / "out", "--dry-run")[0] == 0
+    assert torch.get_num_threads() == 1
 
 
 def test_more_memory_than_there_is_is_pointed_out(

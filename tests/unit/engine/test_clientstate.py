@@ -151,7 +151,8 @@ def test_the_folder_of_a_rank(tmp_path: Path) -> None:
     assert state_folder(Path("relative"), 0, "t").is_absolute()
 
 
-# The parent forks a writer, kills it at a random time, and says so; forks, because importing torch takes a second.
+# The parent forks a writer, kills it at a random time or, every other one, as soon as it sees a file being written, which
+# on busy cores no random time may meet; and says which were. It forks, because importing torch takes a second.
 WRITER = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -161,7 +162,7 @@ from fedmpi.wire.buffers import BufferPool
 
 folder, seed = Path(sys.argv[1]), int(sys.argv[2])
 rng, torn = random.Random(seed), []
-for trial in range(40):
+for trial in range(200):
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
@@ -173,7 +174,11 @@ for trial in range(40):
             if round_idx == 1:
                 os.write(tell, b"x")
     os.read(ready, 1)
-    time.sleep(rng.uniform(0, 0.03))
+    end = time.monotonic() + rng.uniform(0, 0.03)
+    if trial % 2:
+        end += 1
+    while time.monotonic() < end and not (trial % 2 and any((folder / str(trial)).rglob(".7.r*"))):
+        time.sleep(0 if trial % 2 else 1e-3)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(ready), os.close(tell)
