@@ -151,8 +151,8 @@ def test_the_folder_of_a_rank(tmp_path: Path) -> None:
     assert state_folder(Path("relative"), 0, "t").is_absolute()
 
 
-# The parent forks a writer, kills it at a random time or, every other one, as soon as it sees a file being written, which
-# on busy cores no random time may meet; and says which were. It forks, because importing torch takes a second.
+# The parent forks a writer and kills it at a random time or, every other one, as soon as it sees a file being written,
+# which on busy cores no random time may meet; and says which were. It forks, because importing torch takes a second.
 WRITER = """
 import os, random, signal, sys, time
 from pathlib import Path
