@@ -93,6 +93,13 @@ class MaskSpace:
         left_out = int(torch.count_nonzero(~(mask_P | self.is_weight(mask_P.device))))
         return f"a mask leaves out {left_out} numbers that are never masked" if left_out else None
 
+    def checked(self, mask_P: Tensor, made_by: str) -> Tensor:
+        """Return a mask that an algorithm's own code has made; ValueError naming that code if it is none."""
+        problem = self.refuses(mask_P)
+        if problem is not None:
+            raise ValueError(f"{made_by}: {problem}")
+        return mask_P
+
     def largest(self, values_P: Tensor, counts: Counts, among_P: Tensor | None = None) -> Tensor:
         """Choose the weights of largest magnitude, so many of each layer, as a (P,) bool without the biases.
 

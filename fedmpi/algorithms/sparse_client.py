@@ -202,10 +202,7 @@ class SparseClient(ClientHalf):
                 "it"
             )
         if self._first is None or self._first[0] != down.init_seed:
-            mask_P = self.first_mask(initial)
-            problem = self.space.refuses(mask_P)
-            if problem is not None:
-                raise ValueError(f"first_mask of {type(self).__name__}: {problem}")
+            mask_P = self.space.checked(self.first_mask(initial), f"first_mask of {type(self).__name__}")
             self._first = down.init_seed, KnownMask.of(mask_P, 0)
         first = self._first[1]
         if first.checksum != down.mask_checksum:

@@ -115,7 +115,7 @@ class SparseServer(ExchangeServer):
         self._round_alpha = 0.0
         self._is_initial = True  # the model is still the one that the seed stands for
         self._warned_of: set[str] = set()
-        self.mask = KnownMask.of(self._checked(self.first_mask(), "first_mask"), 0)
+        self.mask = KnownMask.of(self.space.checked(self.first_mask(), f"first_mask of {type(self).__name__}"), 0)
         ctx.known.hold(MASK, self.mask)
         self._apply_mask()
 
@@ -217,7 +217,8 @@ class SparseServer(ExchangeServer):
         ValueError
             If it is no mask of this model: `next_mask` has made a mistake.
         """
-        self.mask = KnownMask.of(self._checked(mask_P, "next_mask"), self.mask.version + 1)
+        checked_P = self.space.checked(mask_P, f"next_mask of {type(self).__name__}")
+        self.mask = KnownMask.of(checked_P, self.mask.version + 1)
         self.ctx.known.hold(MASK, self.mask)
         self._is_initial = False
         for name in empty_layers(self.space.weights, self.space.kept(mask_P)):
@@ -226,12 +227,6 @@ class SparseServer(ExchangeServer):
                 self.ctx.warn(
                     f"version {self.mask.version} of the mask keeps no weight of {name}: only its bias remains"
                 )
-
-    def _checked(self, mask_P: Tensor, made_by: str) -> Tensor:
-        problem = self.space.refuses(mask_P)
-        if problem is not None:
-            raise ValueError(f"{made_by} of {type(self).__name__}: {problem}")
-        return mask_P
 
     def _apply_mask(self) -> None:
         self.model.state_S[: self.space.num_params].masked_fill_(~torch.from_numpy(self.mask.array), 0.0)
