@@ -1,9 +1,9 @@
 """On a GPU, a step of SGD as one launch: a CUDA graph, recorded once for each size of batch and replayed.
 
 A small network's step is many short kernels. Launching them one by one from Python takes several times as long as they
-do. What a graph computes is what the launches would: the same kernels in the same order,
-on the same memory, since the model's vectors stay where they are. That is tried on the batch at hand before a graph is
-used, and where a bit differs, or the step cannot be recorded, the launches stay.
+do. What a graph computes is what the launches would: the same kernels in the same order, on the same memory, since the
+model's vectors stay where they are. That is tried on the batch at hand before a graph is used, and where a bit differs,
+or the step cannot be recorded, the launches stay.
 """
 
 from __future__ import annotations
